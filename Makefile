@@ -1,0 +1,100 @@
+# make run      the whole job: SPEC (a job spec) under the run name NAME
+# make test     the tests; PYTEST_ARGS goes to pytest
+# make check    format, lint, types, layering
+# make bench    the training step beside a hand-written loop
+# make lock     pin the requirements again; LOCK_ARGS=--upgrade moves them to the newest versions
+# make clean    remove what can be made again (.venv too; never results/)
+#
+# The first of these sets up .venv with PYTHON (3.11 to 3.14); after that nothing is installed until
+# a requirements file or pyproject.toml changes.
+
+PYTHON ?= python3
+SPEC ?= jobs/quickstart.yaml
+NAME ?= quickstart
+PYTEST_ARGS ?=
+LOCK_ARGS ?=
+
+BIN := .venv/bin
+UV := .venv/uv/bin/uv
+
+.PHONY: help run test check bench lock clean
+.NOTPARALLEL:
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+
+run: .venv/installed-runtime
+	@$(BIN)/mnist-ray run "$(SPEC)" --name "$(NAME)"
+
+test: .venv/installed-dev
+	@$(BIN)/python -m pytest -rs $(PYTEST_ARGS)
+
+check: .venv/installed-dev
+	@$(BIN)/ruff format --check --quiet || { echo "Not formatted: run $(BIN)/ruff format" >&2; exit 1; }
+	@$(BIN)/ruff check --quiet
+	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/lint-imports --no-logo
+
+bench: .venv/installed-runtime
+	@$(BIN)/python benchmarks/training_step.py
+
+# The development file takes every shared version from the runtime one, so that tests run on what users get.
+COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header $(LOCK_ARGS)
+lock: .venv/installed-dev
+	@$(COMPILE) --group build --output-file requirements.txt pyproject.toml
+	@$(COMPILE) --group build --group dev --constraints requirements.txt --output-file requirements-dev.txt pyproject.toml
+	@echo uv | $(COMPILE) --output-file requirements-uv.txt -
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info
+	find . -path ./results -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Setting up. pip keeps every wheel until all are there (3.2 GB beside the 6.4 GB that they unpack to);
+# uv unpacks while it downloads and hard-links into place, so uv does it: the peak is 6.4 GB too. uv lies
+# in a folder of its own, where its own sync does not remove it. Its cache is in .venv because hard links
+# need one file system, and goes when all is done. Bytecode is compiled (a minute on two cores) because Ray starts
+# many processes, and where PYTHONDONTWRITEBYTECODE is set each would compile everything anew.
+#
+# A set-up that was killed leaves .venv/unfinished: uv takes a half-linked package for an installed one,
+# so the next make begins again, with what has been downloaded.
+define set_up
+	@set -eu; \
+	fresh() { [ -e .venv/unfinished ] || ! [ -x $(BIN)/python ]; }; \
+	if fresh; then \
+	  "$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null || { \
+	    echo "$(PYTHON) is $$("$(PYTHON)" --version 2>/dev/null || echo missing); mnist_ray needs Python 3.11 to 3.14: name one with 'make $(MAKECMDGOALS) PYTHON=python3.12'" >&2; exit 1; }; \
+	  "$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { \
+	    echo "$(PYTHON) cannot make virtual environments: install its venv module (Debian, Ubuntu: apt-get install python3-venv)" >&2; exit 1; }; \
+	fi; \
+	mkdir -p .venv; exec 9>.venv/lock; \
+	if command -v flock >/dev/null; then flock 9; fi; \
+	if [ -e $@ ] && [ -z "$$(find $^ -newer $@)" ]; then exit 0; fi; \
+	if fresh; then \
+	  echo "Setting up .venv for $(1): 3.2 GB to download, 6.4 GB on disk, about two minutes on a fast line"; \
+	  : >.venv/unfinished; \
+	  find .venv -mindepth 1 -maxdepth 1 ! -name lock ! -name unfinished ! -name cache -exec rm -rf {} +; \
+	  rm -rf .venv/cache/.tmp*; \
+	  "$(PYTHON)" -m venv .venv; \
+	else \
+	  echo "Bringing .venv up to date for $(1): only what changed, mostly seconds"; \
+	fi; \
+	: >.venv/unfinished; rm -f .venv/installed-*; \
+	if ! [ $(UV) -nt requirements-uv.txt ]; then \
+	  $(BIN)/python -m pip install -qq --disable-pip-version-check --require-hashes --no-deps --only-binary :all: \
+	    --upgrade --target .venv/uv --requirement requirements-uv.txt; \
+	  touch $(UV); \
+	fi; \
+	export UV_CACHE_DIR=.venv/cache UV_LINK_MODE=hardlink UV_COMPILE_BYTECODE=1; \
+	index=$${UV_DEFAULT_INDEX:-$${PIP_INDEX_URL:-$$($(BIN)/python -m pip config get global.index-url 2>/dev/null || true)}}; \
+	if [ -n "$$index" ]; then export UV_DEFAULT_INDEX="$$index"; fi; \
+	$(UV) pip sync --quiet --python $(BIN)/python --require-hashes $(2); \
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .; \
+	rm -rf .venv/cache .venv/unfinished; \
+	touch $(3)
+endef
+
+.venv/installed-runtime: requirements-uv.txt requirements.txt pyproject.toml
+	$(call set_up,running,requirements.txt,$@)
+
+.venv/installed-dev: requirements-uv.txt requirements-dev.txt requirements.txt pyproject.toml
+	$(call set_up,running and testing,requirements-dev.txt,.venv/installed-runtime $@)

@@ -1,0 +1,211 @@
+"""The command line. Heavy imports stay inside the commands, so that `--help` answers at once."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mnist_ray.config import JobSpec
+    from mnist_ray.record.rundir import RunDir
+
+DESCRIPTION = """\
+Search hyperparameters, retrain the best, test it once: one command, on one machine or on a Ray cluster.
+"""
+
+EXIT_CODES = """\
+exit codes: 0 done; 2 something in the command or the spec; 3 data missing or wrong; 4 training failed;
+5 interrupted, the same command goes on; 6 a file could not be written
+"""
+
+EXIT_SPEC, EXIT_DATA, EXIT_TRAINING, EXIT_INTERRUPTED, EXIT_DISK = 2, 3, 4, 5, 6
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        command: Callable[[argparse.Namespace], int] = parsed.command
+        return command(parsed)
+    except KeyboardInterrupt:
+        return _fail("interrupted: run the same command again to go on", EXIT_INTERRUPTED)
+    except Exception as error:
+        code = _exit_code(error)
+        if code is None:
+            raise
+        return _fail(str(error), code)
+
+
+def _exit_code(error: Exception) -> int | None:
+    """The exit code of an error that is meant for the user; None for a fault of ours."""
+    from mnist_ray.config import SpecError
+    from mnist_ray.files import CorruptFileError
+    from mnist_ray.learning.data import DataError
+    from mnist_ray.running.job import InterruptedRunError, TrainingFailedError
+
+    codes: list[tuple[type[Exception], int]] = [
+        (SpecError, EXIT_SPEC),
+        (DataError, EXIT_DATA),
+        (CorruptFileError, EXIT_DATA),
+        (TrainingFailedError, EXIT_TRAINING),
+        (InterruptedRunError, EXIT_INTERRUPTED),
+        (OSError, EXIT_DISK),
+    ]
+    return next((code for kind, code in codes if isinstance(error, kind)), None)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"mnist-ray: {message}", file=sys.stderr)
+    return code
+
+
+# --- arguments ---------------------------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mnist-ray",
+        description=DESCRIPTION,
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, command, text in (
+        ("run", _run, "search, choose, retrain, test, write the tables"),
+        ("search", _search, "only the search and the choice; `run` goes on from there"),
+        ("train", _train, "train and test the spec's recipe, without a search"),
+    ):
+        job = _add(commands, name, command, text)
+        job.add_argument("spec", type=Path, help="a job spec, such as jobs/quickstart.yaml")
+        _add_job_options(job)
+    _add_reading_commands(commands)
+    doctor = _add(commands, "doctor", _doctor, "what this machine and the cluster can do")
+    doctor.add_argument("--data-dir", help="where the data sets lie")
+    doctor.add_argument("--address", help="of a Ray cluster")
+    _add_storage(doctor)
+    return parser
+
+
+def _add_reading_commands(commands: Any) -> None:
+    evaluate = _add(commands, "evaluate", _evaluate, "score a finished run's models on its test split again")
+    evaluate.add_argument("run", help="a run's name, or its folder")
+    evaluate.add_argument("--data-dir", help="where the data sets lie")
+    _add_storage(evaluate)
+    predict = _add(commands, "predict", _predict, "say which digit an image shows")
+    predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    predict.add_argument("--run", help="the run whose model is used (default: the latest finished one)")
+    _add_storage(predict)
+    results = _add(commands, "results", _results, "list the runs, or compare some of them")
+    results.add_argument("runs", nargs="*", metavar="RUN")
+    _add_storage(results)
+
+
+def _add(commands: Any, name: str, command: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+    parser.set_defaults(command=command)
+    return parser
+
+
+def _add_job_options(job: argparse.ArgumentParser) -> None:
+    job.add_argument("--name", help="the run's name (default: the spec's)")
+    job.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a value: search.num_trials=50",
+    )
+    job.add_argument("--data-dir", help="where the data sets lie (default: $MNIST_RAY_DATA, then ~/.cache/mnist_ray)")
+    job.add_argument("--address", help="of a Ray cluster (default: $RAY_ADDRESS, then this machine alone)")
+    job.add_argument("--ray-dir", type=Path, help="where a cluster of this machine alone keeps its temporary files")
+    job.add_argument("-v", "--verbose", action="store_true", help="show Ray's own messages too")
+    _add_storage(job)
+
+
+def _add_storage(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--storage", help="the folder that holds the runs (default: the spec's, then ./results)")
+
+
+# --- jobs --------------------------------------------------------------------------------------------------------
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from mnist_ray.running.job import run_job
+
+    return _do_job(arguments, run_job)
+
+
+def _search(arguments: argparse.Namespace) -> int:
+    from mnist_ray.running.job import search_job
+
+    return _do_job(arguments, search_job)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from mnist_ray.running.job import train_job
+
+    return _do_job(arguments, train_job)
+
+
+def _do_job(arguments: argparse.Namespace, job: Callable[..., "RunDir"]) -> int:
+    from mnist_ray.progress import Display
+    from mnist_ray.running.job import Site
+
+    spec = _spec_of(arguments)
+    site = Site(arguments.address, arguments.ray_dir, arguments.verbose)
+    with Display(spec.search.objective) as display:
+        run = job(spec, site, display)
+    print(summary(run, spec))
+    return 0
+
+
+def _spec_of(arguments: argparse.Namespace) -> "JobSpec":
+    from mnist_ray.config import load_spec
+
+    overrides = list(arguments.set)
+    for key, value in (
+        ("name", arguments.name),
+        ("data.dir", arguments.data_dir),
+        ("storage", arguments.storage),
+    ):
+        if value is not None:
+            overrides.append(f"{key}={_quoted(value)}")
+    return load_spec(arguments.spec, overrides)
+
+
+def _quoted(text: str) -> str:
+    """A command-line text is that text, also where YAML would read a number or a date."""
+    import json
+
+    return json.dumps(text)
+
+
+def summary(run: "RunDir", spec: "JobSpec") -> str:
+    """The few rows that matter, the outcome against the recipe, and where everything lies."""
+    from mnist_ray.record.results import read_results, summary_lines
+
+    return "\n".join([*summary_lines(read_results(run.results_parquet), spec), f"everything lies in {run.path}"])
+
+
+# --- reading -----------------------------------------------------------------------------------------------------
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    raise NotImplementedError
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    raise NotImplementedError
+
+
+def _results(arguments: argparse.Namespace) -> int:
+    raise NotImplementedError
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    raise NotImplementedError
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,376 @@
+"""The job spec: read, check, resolve, dump, compare.
+
+A spec is a frozen value that is checked once, here. Every error names the key, the value, the rule and the
+remedy; inside the program nobody checks again.
+"""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+
+DataSetName = Literal["mnist", "fashion_mnist", "kmnist", "qmnist", "digits"]
+Objective = Literal["val_loss", "val_accuracy"]
+
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+class SpecError(ValueError):
+    """What a user asked for cannot be done: the message names the key, the value and the remedy."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+# The list types come out of YAML as lists; only that step is not strict, their items are.
+Seeds = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], Field(min_length=1, strict=False)]
+
+
+class Hyperparameters(_Part):
+    """What the search may vary. The defaults are the origin's recipe."""
+
+    learning_rate: float = Field(0.001, gt=0)
+    dropout: float = Field(0.25, ge=0, lt=1)
+    batch_size: int = Field(128, ge=1)  # the global one, whatever the number of workers
+
+
+class TrainingConfig(Hyperparameters):
+    """One training: its hyperparameters, its budget and its seed."""
+
+    num_epochs: int = Field(ge=1)
+    seed: int = Field(0, ge=0)
+
+
+class Range(_Part):
+    """An interval of numbers, searched on a linear or a logarithmic scale."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low > self.high:
+            raise ValueError(f"low {self.low} is above high {self.high}: exchange them")
+        if self.log and self.low <= 0:
+            raise ValueError(f"low {self.low} has no logarithm: use a low above 0 or log: false")
+        return self
+
+    @property
+    def ends(self) -> tuple[float, ...]:
+        return (self.low, self.high)
+
+    def holds(self, value: float) -> bool:
+        return self.low <= value <= self.high
+
+
+class Choices(_Part):
+    """A list of values without an order."""
+
+    choices: Annotated[tuple[int | float, ...], Field(min_length=1, strict=False)]
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        if len(set(self.choices)) < len(self.choices):
+            raise ValueError("a choice stands twice in the list: remove one of them")
+        return self
+
+    @property
+    def ends(self) -> tuple[float, ...]:
+        return self.choices
+
+    def holds(self, value: float) -> bool:
+        return value in self.choices
+
+
+def _dimension_kind(value: Any) -> str:
+    is_choices = isinstance(value, Choices) or (isinstance(value, dict) and "choices" in value)
+    return "choices" if is_choices else "range"
+
+
+Dimension = Annotated[
+    Annotated[Range, Tag("range")] | Annotated[Choices, Tag("choices")], Discriminator(_dimension_kind)
+]
+
+
+def _origin_space() -> dict[str, Dimension]:
+    return {
+        "learning_rate": Range(low=1e-4, high=3e-2, log=True),
+        "dropout": Range(low=0.0, high=0.6),
+        "batch_size": Choices(choices=(32, 64, 128, 256, 512)),
+    }
+
+
+class Data(_Part):
+    name: DataSetName
+    num_validation: int = Field(5000, ge=1)  # examples taken from the training set, stratified
+    dir: str | None = None  # where the files lie; without it $MNIST_RAY_DATA, then the user's cache folder
+
+
+class EarlyStopping(_Part):
+    """Asynchronous successive halving (ASHA): at each rung the worst trials of those seen so far stop."""
+
+    grace_epochs: int = Field(1, ge=1)  # no trial stops before it
+    reduction_factor: float = Field(3.0, gt=1)  # one in so many goes on beyond a rung
+
+
+class Search(_Part):
+    num_trials: int = Field(20, ge=1)
+    num_epochs: int = Field(10, ge=1)  # of a trial that is not stopped early
+    objective: Objective = "val_loss"
+    space: dict[str, Dimension] = Field(default_factory=_origin_space, min_length=1)
+    early_stopping: EarlyStopping | None = EarlyStopping()
+    cpus_per_trial: int = Field(1, ge=1)
+    gpus_per_trial: float = Field(0.0, ge=0, le=1)
+    max_concurrent_trials: int | None = Field(None, ge=1)  # without it as many as the cluster has room for
+
+    @model_validator(mode="after")
+    def _grace_fits(self) -> Self:
+        if self.early_stopping and self.early_stopping.grace_epochs > self.num_epochs:
+            raise ValueError(
+                f"early_stopping.grace_epochs {self.early_stopping.grace_epochs} is above "
+                f"num_epochs {self.num_epochs}: lower it, or set early_stopping: null"
+            )
+        return self
+
+
+class Retrain(_Part):
+    num_epochs: int = Field(45, ge=1)
+    seeds: Seeds = (0,)
+    baseline: bool = True  # the recipe beside the choice, with the same budget and the same seeds
+    workers: int = Field(1, ge=1)
+    cpus_per_worker: int = Field(1, ge=1)
+    gpus_per_worker: int = Field(0, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _distinct_seeds(self) -> Self:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds {list(self.seeds)} holds one twice: a repeated seed is no evidence, remove it")
+        return self
+
+
+class JobSpec(_Part):
+    """Everything that one command does. Defaults make `data.name` the only key that must be given."""
+
+    name: str = "run"
+    seed: int = Field(0, ge=0, lt=2**31)  # of the split, the suggestions and the trials
+    data: Data
+    recipe: Hyperparameters = Hyperparameters()
+    search: Search = Search()
+    retrain: Retrain = Retrain()
+    max_hours: float | None = Field(None, gt=0)  # of searching, over all sessions of the run
+    max_failures: int = Field(2, ge=0)  # how often a trial or the retraining is started again after it died
+    storage: str = "results"  # the folder that holds the runs
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not RUN_NAME.fullmatch(self.name):
+            raise ValueError(
+                f"name {self.name!r} is not a run name: use up to 64 letters, digits, '.', '_' and '-', "
+                "beginning with a letter or a digit"
+            )
+        for key, dimension in self.search.space.items():
+            _check_dimension(key, dimension)
+        self._check_batches_fill_workers()
+        return self
+
+    def _check_batches_fill_workers(self) -> None:
+        searched = self.search.space.get("batch_size")
+        smallest = {"recipe.batch_size": self.recipe.batch_size}
+        if searched is not None:
+            smallest["search.space.batch_size"] = int(min(searched.ends))
+        for key, batch_size in smallest.items():
+            if batch_size < self.retrain.workers:
+                raise ValueError(
+                    f"{key} {batch_size} is smaller than retrain.workers {self.retrain.workers}: "
+                    f"raise it, or use at most {batch_size} workers"
+                )
+
+    def training(self, values: Hyperparameters, num_epochs: int, seed: int) -> TrainingConfig:
+        return TrainingConfig(**values.model_dump(), num_epochs=num_epochs, seed=seed)
+
+    @property
+    def recipe_is_in_space(self) -> bool:
+        """Whether the search can begin with the recipe; a space that leaves it out is allowed."""
+        return all(dimension.holds(getattr(self.recipe, key)) for key, dimension in self.search.space.items())
+
+
+def _check_dimension(key: str, dimension: Range | Choices) -> None:
+    """A dimension is a hyperparameter, and each of its ends is a value that a training accepts."""
+    where = f"search.space.{key}"
+    known = list(Hyperparameters.model_fields)
+    if key not in known:
+        raise ValueError(f"{where} is no hyperparameter: use one of {', '.join(known)}{_did_you_mean(key, known)}")
+    if is_whole(key) and isinstance(dimension, Range):
+        if any(end != int(end) for end in dimension.ends):
+            raise ValueError(f"{where}: {key} is a whole number, so low and high must be: {dimension.ends}")
+        values: Sequence[float] = [int(end) for end in dimension.ends]
+    else:
+        values = dimension.ends
+    for value in values:
+        try:
+            Hyperparameters.model_validate({key: value})
+        except ValidationError as error:
+            rule = error.errors()[0]["msg"].lower()
+            raise ValueError(f"{where} holds {value}: {rule}, change that end of the range") from None
+
+
+def is_whole(hyperparameter: str) -> bool:
+    """Whether a hyperparameter takes whole numbers only."""
+    return Hyperparameters.model_fields[hyperparameter].annotation is int
+
+
+# --- reading ---------------------------------------------------------------------------------------------------
+
+
+class _SpecLoader(yaml.SafeLoader):
+    """Safe YAML, with `1e-4` read as a number (YAML 1.1 reads a text) and a key given twice refused."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_SpecLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def load_spec(path: Path, overrides: Sequence[str] = ()) -> JobSpec:
+    """Read a spec file and apply overrides such as `search.num_trials=50`. Raises SpecError."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise SpecError(f"{path}: cannot be read ({error.strerror}): give the path of a job spec") from None
+    except UnicodeDecodeError:
+        raise SpecError(f"{path}: is not a text file in UTF-8: give the path of a job spec (YAML)") from None
+    content = _parse_yaml(text, str(path))
+    if not isinstance(content, dict):
+        raise SpecError(f"{path}: must hold keys and values such as 'data: {{name: digits}}', not {content!r:.60}")
+    for override in overrides:
+        _apply_override(content, override)
+    return parse_spec(content, str(path))
+
+
+def parse_spec(content: Mapping[str, Any], source: str = "spec") -> JobSpec:
+    """Check plain values and make them a spec. Raises SpecError that lists every fault."""
+    try:
+        return JobSpec.model_validate(content)
+    except ValidationError as error:
+        faults = [_explain(dict(fault)) for fault in error.errors()]
+        raise SpecError("\n".join(f"{source}: {fault}" for fault in dict.fromkeys(faults))) from None
+    except RecursionError:
+        raise SpecError(f"{source}: is nested too deeply for a job spec") from None
+
+
+def _parse_yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_SpecLoader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        problem = " ".join(str(error).split()) or type(error).__name__
+        raise SpecError(f"{source}: is not readable as YAML: {problem}") from None
+
+
+def _apply_override(content: dict[Any, Any], override: str) -> None:
+    key, sign, text = override.partition("=")
+    if not sign or not all(key.split(".")):
+        raise SpecError(f"--set {override!r}: must look like search.num_trials=50")
+    *parents, last = key.split(".")
+    part = content
+    for name in parents:
+        if not isinstance(part.get(name), dict):
+            part[name] = {}
+        part = part[name]
+    part[last] = _parse_yaml(text, f"--set {key}")
+
+
+def _explain(fault: Mapping[str, Any]) -> str:
+    """One line for one of pydantic's faults: key, value, rule, remedy."""
+    key = ".".join(str(step) for step in fault["loc"] if step not in ("range", "choices") or step == fault["loc"][-1])
+    if fault["type"] == "value_error":
+        return ": ".join(filter(None, [key, str(fault["ctx"]["error"])]))
+    if fault["type"] == "extra_forbidden":
+        return f"{key} is not a key of a job spec: remove it{_did_you_mean(key, sorted(spec_keys()))}"
+    if fault["type"] == "missing":
+        return f"{key} is missing: add it{_example(key)}"
+    rule = fault["msg"].replace("Input should be", "must be").rstrip(".")
+    return f"{key}: {fault['input']!r:.80} {rule}: change it in the spec or with --set{_example(key)}"
+
+
+def _did_you_mean(key: str, known: Sequence[str]) -> str:
+    by_last = {name.rsplit(".", 1)[-1]: name for name in known}
+    close = difflib.get_close_matches(key, known, n=1) or [
+        by_last[name] for name in difflib.get_close_matches(key.rsplit(".", 1)[-1], list(by_last), n=1)
+    ]
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _example(key: str) -> str:
+    if key == "data.name":
+        return f" (one of {', '.join(get_args(DataSetName))})"
+    examples = spec_keys()
+    return f" (for example {key}={_as_yaml(examples[key])})" if key in examples else ""
+
+
+def _as_yaml(value: Any) -> str:
+    text: str = yaml.safe_dump(value, default_flow_style=True)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+# --- dumping and comparing ---------------------------------------------------------------------------------------
+
+# What may change between two sessions of one run. Everything else defines the results.
+OPERATIONAL_KEYS = frozenset(
+    {
+        "name",
+        "storage",
+        "data.dir",
+        "max_hours",
+        "max_failures",
+        "search.cpus_per_trial",
+        "search.gpus_per_trial",
+        "search.max_concurrent_trials",
+        "retrain.workers",
+        "retrain.cpus_per_worker",
+        "retrain.gpus_per_worker",
+    }
+)
+
+
+def dump_spec(spec: JobSpec) -> str:
+    """YAML that `load_spec` reads back as the same spec."""
+    text: str = yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False)
+    return text
+
+
+def spec_keys() -> dict[str, Any]:
+    """Every key of a spec with the value that it has by default."""
+    return dict(_flatten(JobSpec(data=Data(name="digits")).model_dump(mode="json")))
+
+
+def _flatten(part: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in part.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def refused_changes(recorded: JobSpec, asked: JobSpec) -> list[str]:
+    """What `asked` changes of what defines a run's results, one line a key; empty if the run can go on.
+
+    More trials are no contradiction (they extend the search); fewer are.
+    """
+    old, new = (dict(_flatten(spec.model_dump(mode="json"))) for spec in (recorded, asked))
+    if asked.search.num_trials >= recorded.search.num_trials:
+        new.pop("search.num_trials"), old.pop("search.num_trials")
+    keys = [key for key in old | new if key not in OPERATIONAL_KEYS and old.get(key) != new.get(key)]
+    return [f"{key}: {old.get(key)!r} in the run, {new.get(key)!r} now" for key in keys]

@@ -1,0 +1,162 @@
+"""A TrainState to and from a folder, without pickle: safetensors for tensors, JSON for the rest."""
+
+import logging
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from mnist_ray.config import TrainingConfig
+from mnist_ray.files import CorruptFileError, read_sealed_json, sha256, write_atomic, write_sealed_json
+from mnist_ray.learning.model import MnistCNN
+from mnist_ray.learning.training import TrainingData, TrainState, Worker, fit
+
+logger = logging.getLogger(__name__)
+
+TENSORS_NAME = "state.safetensors"
+MANIFEST_NAME = "checkpoint.json"  # written last: a folder without it is no checkpoint
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """A checkpoint's verified content, small enough to be handed from rank 0 to the others (0.2 MB)."""
+
+    completed_epochs: int
+    history: list[dict[str, Any]]
+    tensors: bytes  # safetensors
+
+    @classmethod
+    def of(cls, state: TrainState) -> "SavedState":
+        return cls(state.completed_epochs, list(state.history), save(_tensors(state)))
+
+    def put_into(self, state: TrainState) -> None:
+        """state: made by `TrainState.initial` for the same config."""
+        _put_tensors(load(self.tensors), state)
+        state.completed_epochs = self.completed_epochs
+        state.history[:] = self.history
+
+
+class Checkpoints:
+    """The checkpoints of one training: one folder an epoch, the last two kept."""
+
+    def __init__(self, folder: Path, config: TrainingConfig, every_s: float = 5.0, num_kept: int = 2) -> None:
+        self._folder = folder
+        self._config = config
+        self._every_s = every_s
+        self._num_kept = num_kept
+        self._last_saved = time.monotonic()
+
+    def save_if_due(self, state: TrainState) -> None:
+        """Save after the last epoch, and before it at most once per `every_s`. Raises OSError."""
+        is_last = state.completed_epochs >= self._config.num_epochs
+        if is_last or time.monotonic() - self._last_saved >= self._every_s:
+            self.save(SavedState.of(state))
+            self._last_saved = time.monotonic()
+
+    def save(self, saved: SavedState) -> None:
+        """Raises OSError; then the earlier checkpoints are as they were."""
+        folder = self._folder / f"epoch-{saved.completed_epochs:04d}"
+        manifest = {
+            "config": self._config.model_dump(),
+            "completed_epochs": saved.completed_epochs,
+            "history": saved.history,
+            "tensors_sha256": sha256(saved.tensors),
+        }
+        write_atomic(folder / TENSORS_NAME, saved.tensors)
+        write_sealed_json(folder / MANIFEST_NAME, manifest)
+        for old in self._epochs()[: -self._num_kept]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def latest(self) -> SavedState | None:
+        """The latest sound checkpoint; one that is torn or of another training is named in the log and passed over."""
+        for folder in reversed(self._epochs()):
+            try:
+                return self._read(folder)
+            except (CorruptFileError, OSError) as error:
+                logger.warning("checkpoint %s is not used: %s", folder, error)
+        return None
+
+    def _epochs(self) -> list[Path]:
+        return sorted(self._folder.glob("epoch-*"))
+
+    def _read(self, folder: Path) -> SavedState:
+        manifest = read_sealed_json(folder / MANIFEST_NAME)
+        tensors = (folder / TENSORS_NAME).read_bytes()
+        if sha256(tensors) != manifest["tensors_sha256"]:
+            raise CorruptFileError(f"{TENSORS_NAME} does not match its SHA-256 {manifest['tensors_sha256'][:12]}")
+        if manifest["config"] != self._config.model_dump():
+            raise CorruptFileError(f"it belongs to another training: {manifest['config']}")
+        return SavedState(manifest["completed_epochs"], manifest["history"], tensors)
+
+
+def fit_resumably(
+    config: TrainingConfig, data: TrainingData, checkpoints: Checkpoints, worker: Worker = Worker()
+) -> Iterator[TrainState]:
+    """The one road to training: go on from the latest checkpoint, and yield the state after each epoch.
+
+    `state.history` holds every epoch's row, those before an interruption included. Where there is nothing left to
+    train, the finished state is yielded once. Rank 0 alone reads and writes checkpoints. Raises DivergedError,
+    OSError.
+    """
+    state = TrainState.initial(config, data.statistics, worker)
+    saved = _from_rank_0(checkpoints.latest() if worker.rank == 0 else None, worker)
+    if saved is not None:
+        saved.put_into(state)
+        yield state
+    for _ in fit(state, data, config, worker):
+        if worker.rank == 0:
+            checkpoints.save_if_due(state)
+        yield state
+
+
+def _from_rank_0(saved: SavedState | None, worker: Worker) -> SavedState | None:
+    if worker.world_size == 1:
+        return saved
+    held: list[SavedState | None] = [saved]
+    dist.broadcast_object_list(held, device=worker.device)
+    return held[0]
+
+
+def _tensors(state: TrainState) -> dict[str, Tensor]:
+    """Model and optimizer by name; Adam's state of parameter i becomes optimizer.<i>.<name>."""
+    tensors = {f"model.{name}": tensor for name, tensor in state.model.state_dict().items()}
+    for index, moments in state.optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _put_tensors(tensors: dict[str, Tensor], state: TrainState) -> None:
+    state.model.load_state_dict(_below("model.", tensors))
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in _below("optimizer.", tensors).items():
+        index, _, moment = name.partition(".")
+        moments.setdefault(int(index), {})[moment] = tensor
+    optimizer: dict[str, Any] = state.optimizer.state_dict()
+    state.optimizer.load_state_dict(optimizer | {"state": moments})
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def model_to_bytes(model: MnistCNN) -> bytes:
+    """The weights, running statistics and pixel statistics as safetensors."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    return save(tensors, metadata={"format": "pt"})
+
+
+def model_from_bytes(content: bytes) -> MnistCNN:
+    """What `model_to_bytes` made, ready to predict. Raises CorruptFileError for anything else."""
+    try:
+        model = MnistCNN(dropout=0.0)
+        model.load_state_dict(load(content))
+    except (SafetensorError, RuntimeError) as error:
+        raise CorruptFileError(f"is not a model of this project: {str(error).splitlines()[0]}") from None
+    return model.eval()

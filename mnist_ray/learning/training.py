@@ -1,0 +1,238 @@
+"""The training loop: one machine's part of one process group, without Ray.
+
+`for report in fit(state, data, config, worker): ...` serves trials, retraining, tests and the benchmark alike.
+"""
+
+import hashlib
+import math
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mnist_ray.config import TrainingConfig
+from mnist_ray.learning.batch_norm import over_global_batch
+from mnist_ray.learning.data import LabelledImages, PixelStatistics
+from mnist_ray.learning.metrics import Score, ScoreSums, summed_loss
+from mnist_ray.learning.model import MnistCNN
+
+EVALUATION_BATCH_SIZE = 500
+
+
+class DivergedError(ArithmeticError):
+    """The loss is no longer a finite number."""
+
+    def __init__(self, epoch: int, name: str, loss: float) -> None:
+        super().__init__(f"diverged: {name} is {loss} in epoch {epoch}")
+
+
+@dataclass(frozen=True)
+class Worker:
+    """This process's place among those that train together."""
+
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = torch.device("cpu")
+
+    def share_of(self, batch: Tensor) -> Tensor:
+        """batch: (B, ...) -> this rank's part of it; the parts' sizes differ by one at most."""
+        start, end = (len(batch) * rank // self.world_size for rank in (self.rank, self.rank + 1))
+        return batch[start:end]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Tensors on the worker's device. images: (N, 1, 28, 28) uint8; labels: (N,) int64."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @classmethod
+    def of(cls, data: LabelledImages, device: torch.device) -> "Examples":
+        with warnings.catch_warnings():
+            # Arrays from Ray's object store are read-only; nothing here writes to them.
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            images, labels = torch.from_numpy(data.images), torch.from_numpy(data.labels)
+        return cls(images.to(device), labels.to(device))
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    train: Examples
+    validation: Examples | None  # None where the final model also learns from the validation split
+    statistics: PixelStatistics
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """One epoch of one training; `train` is measured while learning, with dropout on."""
+
+    epoch: int  # counted from 1
+    train: Score
+    validation: Score | None
+    elapsed_s: float
+
+    def as_row(self) -> dict[str, Any]:
+        """One row of the history table: epoch, elapsed_s, train_*, val_* (absent without a validation split)."""
+        row: dict[str, Any] = {"epoch": self.epoch, "elapsed_s": self.elapsed_s}
+        for name, score in (("train", self.train), ("val", self.validation)):
+            if score is not None:
+                row |= score_columns(name, score)
+        return row
+
+
+def score_columns(name: str, score: Score) -> dict[str, float | int]:
+    """`val` -> val_loss, val_accuracy, val_correct, val_examples: the names used everywhere."""
+    return {
+        f"{name}_loss": score.loss,
+        f"{name}_accuracy": score.accuracy,
+        f"{name}_correct": score.num_correct,
+        f"{name}_examples": score.num_examples,
+    }
+
+
+@dataclass
+class TrainState:
+    """All that a training is between two epochs; randomness follows from (seed, epoch, rank) and needs no state."""
+
+    model: MnistCNN
+    optimizer: torch.optim.Adam
+    completed_epochs: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def initial(
+        cls,
+        config: TrainingConfig,
+        statistics: PixelStatistics,
+        worker: Worker = Worker(),
+        dtype: torch.dtype = torch.float32,
+    ) -> "TrainState":
+        """The state before the first epoch; the same on every rank and for any number of ranks."""
+        with _seeded(config.seed, "initial weights"):
+            model = MnistCNN(config.dropout, statistics.mean, statistics.std)
+        model.to(worker.device, dtype)
+        # Channels last in memory: a step takes about 0.7 times as long on the CPU.
+        model.to(memory_format=torch.channels_last)
+        return cls(model, torch.optim.Adam(model.parameters(), lr=config.learning_rate))
+
+
+def fit(
+    state: TrainState, data: TrainingData, config: TrainingConfig, worker: Worker = Worker()
+) -> Iterator[EpochReport]:
+    """Train `state` in place up to `config.num_epochs`, yielding after each epoch; 2 + 2 epochs are 4.
+
+    Where the world is larger than one, a process group is up and every rank runs this with the same arguments.
+    Raises DivergedError (on every rank alike).
+    """
+    network = _replicated(state.model, worker)
+    while state.completed_epochs < config.num_epochs:
+        started = time.perf_counter()
+        epoch = state.completed_epochs + 1
+        train = train_one_epoch(network, state.optimizer, data.train, config, epoch, worker)
+        _check_finite(epoch, "train_loss", train.loss)
+        validation = None
+        if data.validation is not None:
+            validation = evaluate(state.model, data.validation, worker)
+            _check_finite(epoch, "val_loss", validation.loss)
+        report = EpochReport(epoch, train, validation, time.perf_counter() - started)
+        state.completed_epochs = epoch
+        state.history.append(report.as_row())
+        yield report
+
+
+def train_one_epoch(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    examples: Examples,
+    config: TrainingConfig,
+    epoch: int,
+    worker: Worker,
+) -> Score:
+    """One pass over `examples` in an order that depends on (seed, epoch) alone."""
+    network.train()
+    sums = ScoreSums(worker.device)
+    with _seeded(config.seed, "order", epoch):
+        order = torch.randperm(len(examples)).to(worker.device)
+    with _seeded(config.seed, "dropout", epoch, worker.rank):
+        for batch in order.split(config.batch_size):
+            share = worker.share_of(batch)
+            train_step(network, optimizer, examples.images[share], examples.labels[share], len(batch), worker, sums)
+    return sums.merged()
+
+
+def train_step(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: Tensor,
+    labels: Tensor,
+    global_batch_size: int,
+    worker: Worker,
+    sums: ScoreSums,
+) -> None:
+    """One optimizer step on this rank's share of a global batch.
+
+    DistributedDataParallel averages gradients over ranks; times the world size that is their sum, and the loss is
+    a sum divided once by the global count, so uneven shares weigh each example alike.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    logits = network(images)
+    loss = summed_loss(logits, labels)
+    (loss * (worker.world_size / global_batch_size)).backward()
+    optimizer.step()
+    sums.add(loss, logits, labels)
+
+
+def evaluate(model: nn.Module, examples: Examples, worker: Worker = Worker()) -> Score:
+    """The score over all ranks, each example counted once: rank r takes r, r + world_size, and so on."""
+    sums = ScoreSums(worker.device)
+    images, labels = (part[worker.rank :: worker.world_size] for part in (examples.images, examples.labels))
+    for start in range(0, len(labels), EVALUATION_BATCH_SIZE):
+        batch = slice(start, start + EVALUATION_BATCH_SIZE)
+        logits = predict(model, images[batch])
+        sums.add(summed_loss(logits, labels[batch]), logits, labels[batch])
+    return sums.merged()
+
+
+@torch.no_grad()
+def predict(model: nn.Module, images: Tensor) -> Tensor:
+    """images: (B, 1, 28, 28) uint8 -> logits: (B, 10), with dropout off."""
+    model.eval()
+    logits: Tensor = model(images)
+    return logits
+
+
+def _replicated(model: MnistCNN, worker: Worker) -> nn.Module:
+    network = over_global_batch(model, worker.device)
+    if worker.world_size == 1:
+        return network
+    assert dist.is_initialized() and dist.get_world_size() == worker.world_size
+    # Looking for unused parameters switches DDP's bucket rebuild off: the rebuild after the first step reorders
+    # the all-reduce, and from three ranks on a resumed training would then add up in another order than an
+    # undisturbed one. Batch statistics are global already, so buffers need no broadcast.
+    return DistributedDataParallel(network, find_unused_parameters=True, forward_sync_buffers=False)
+
+
+def _check_finite(epoch: int, name: str, loss: float) -> None:
+    if not math.isfinite(loss):
+        raise DivergedError(epoch, name, loss)
+
+
+@contextmanager
+def _seeded(*key: object) -> Iterator[None]:
+    """Draw from torch's generators as `key` says, and leave them afterwards as they were."""
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+        yield

@@ -1,0 +1,149 @@
+"""The Optuna study of a search: what to try next, and what each trial came to."""
+
+import hashlib
+import warnings
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from mnist_ray.config import Choices, Dimension, JobSpec, Search, is_whole
+from mnist_ray.files import replace_atomic
+from mnist_ray.record.rundir import Training
+
+STATES = {
+    "complete": TrialState.COMPLETE,
+    "pruned": TrialState.PRUNED,
+    "stopped": TrialState.PRUNED,  # by the time budget; the attribute `status` tells them apart
+    "failed": TrialState.FAIL,
+}
+
+
+class SearchStudy:
+    """Suggests hyperparameters with TPE (Bergstra et al. 2011) and is told the outcomes.
+
+    The study lives in memory and is made from the record at every start. Each suggestion depends on the seed, the
+    trial's number and what is in the study, so a search that was interrupted suggests what it would have.
+    """
+
+    def __init__(self, spec: JobSpec, trainings: Sequence[Training]) -> None:
+        """trainings: the search's on record, in the order of their numbers."""
+        self._spec = spec
+        self._space = distributions(spec.search)
+        self._study = _new_study(spec.search)
+        self._running: dict[int, optuna.Trial] = {}
+        for number, training in enumerate(trainings):
+            assert training.asked["number"] == number, training.id
+            self._study.add_trial(_as_trial(training, spec.search, self._space))
+            if training.status is None:
+                self._running[number] = optuna.Trial(self._study, self._study.trials[-1]._trial_id)
+
+    @property
+    def num_asked(self) -> int:
+        return len(self._study.trials)
+
+    def suggest(self) -> dict[str, Any]:
+        """The searched hyperparameters of the next trial; the first trial is the recipe, where the space has it."""
+        number = self.num_asked
+        if number == 0 and self._spec.recipe_is_in_space:
+            self._study.enqueue_trial({key: getattr(self._spec.recipe, key) for key in self._space})
+        self._study.sampler = _sampler(seed_of_trial(self._spec.seed, number), len(self._space))
+        self._running[number] = self._study.ask(self._space)
+        return self._running[number].params
+
+    def tell(self, training: Training) -> None:
+        """Put an ended trial's outcome into the study, its whole curve included."""
+        assert training.status is not None
+        number = training.asked["number"]
+        running = self._running.pop(number)
+        known = self._study.trials[number].intermediate_values
+        curve = _curve(training, self._spec.search)
+        for epoch in curve.keys() - known.keys():
+            running.report(curve[epoch], epoch)
+        value = curve[max(curve)] if training.status == "complete" else None
+        self._study.tell(running, value, STATES[training.status])
+
+
+def _new_study(search: Search, **where: Any) -> optuna.Study:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna.create_study(direction=direction(search), **where)
+
+
+def _sampler(seed: int, num_dimensions: int) -> optuna.samplers.BaseSampler:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return optuna.samplers.TPESampler(
+            seed=seed,
+            multivariate=True,
+            constant_liar=True,  # trials that still run count as bad, so that parallel ones spread
+            n_startup_trials=2 * num_dimensions,
+        )
+
+
+def write_study(path: Path, name: str, search: Search, trainings: Sequence[Training]) -> None:
+    """Write the study as a SQLite file that Optuna and its dashboard open."""
+    space = distributions(search)
+
+    def write(beside: Path) -> None:
+        storage = optuna.storages.RDBStorage(f"sqlite:///{beside}")
+        study = _new_study(search, storage=storage, study_name=name)
+        study.add_trials([_as_trial(training, search, space) for training in trainings])
+        storage.engine.dispose()
+
+    replace_atomic(path, write)
+
+
+def seed_of_trial(seed: int, number: int) -> int:
+    """A seed for everything random about one trial; below 2**31."""
+    digest = hashlib.sha256(f"{seed}/trial/{number}".encode()).digest()
+    return int.from_bytes(digest[:4], "little") >> 1
+
+
+def direction(search: Search) -> Literal["minimize", "maximize"]:
+    return "maximize" if search.objective == "val_accuracy" else "minimize"
+
+
+def distributions(search: Search) -> dict[str, BaseDistribution]:
+    return {key: _distribution(key, dimension) for key, dimension in search.space.items()}
+
+
+def _distribution(key: str, dimension: Dimension) -> BaseDistribution:
+    if isinstance(dimension, Choices):
+        return CategoricalDistribution(dimension.choices)
+    if is_whole(key):
+        return IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log)
+    return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
+
+
+def _as_trial(training: Training, search: Search, space: dict[str, BaseDistribution]) -> FrozenTrial:
+    curve = _curve(training, search)
+    state = STATES[training.status] if training.status else TrialState.RUNNING
+    attributes = {"training": training.id, "status": training.status or "running"}
+    if training.ended and training.ended["reason"]:
+        attributes["reason"] = training.ended["reason"]
+    trial = create_trial(
+        state=state,
+        params={key: training.config[key] for key in space},
+        distributions=space,
+        user_attrs=attributes,
+        intermediate_values=curve,
+        # A pruned trial's value is that of its last epoch, as Optuna itself has it.
+        value=curve[max(curve)] if curve and state in (TrialState.COMPLETE, TrialState.PRUNED) else None,
+    )
+    trial.datetime_start = _local_time(training.asked["at"])
+    if training.ended:
+        trial.datetime_complete = _local_time(training.ended["at"])
+    return trial
+
+
+def _curve(training: Training, search: Search) -> dict[int, float]:
+    return {row["epoch"]: row[search.objective] for row in training.history}
+
+
+def _local_time(at: str) -> datetime:
+    """Optuna's times are local and without a zone."""
+    return datetime.fromisoformat(at).astimezone().replace(tzinfo=None)

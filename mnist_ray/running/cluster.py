@@ -1,0 +1,121 @@
+"""Joining a Ray cluster, or starting one for this process alone, and what it has room for."""
+
+import contextlib
+import logging
+import math
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mnist_ray.config import JobSpec, SpecError
+
+# Read by Ray when it is imported or started; a value that the user has set stays.
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own progress tables
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the default of two seconds delays the end of short trainings
+    "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # prints came twice
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # three more files a trial that nothing reads
+    "TORCH_CPP_LOG_LEVEL": "ERROR",  # DDP's advice about find_unused_parameters, which is meant here
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What a cluster has in all, busy or not."""
+
+    cpus: int
+    gpus: int
+
+    def num_concurrent_trials(self, spec: JobSpec) -> int:
+        """As many trials at once as fit, within the spec's own limit. Raises SpecError if not even one does."""
+        search = spec.search
+        self._check("search.cpus_per_trial", search.cpus_per_trial, "CPUs", self.cpus)
+        self._check("search.gpus_per_trial", search.gpus_per_trial, "GPUs", self.gpus)
+        room = [self.cpus // search.cpus_per_trial]
+        if search.gpus_per_trial:
+            room.append(math.floor(self.gpus / search.gpus_per_trial + 1e-9))
+        if search.max_concurrent_trials is not None:
+            room.append(search.max_concurrent_trials)
+        return min(room)
+
+    def check_retraining(self, spec: JobSpec) -> None:
+        """Raises SpecError where the workers can never all run at once."""
+        retrain = spec.retrain
+        for per_worker, kind, has in (
+            (retrain.cpus_per_worker, "CPUs", self.cpus),
+            (retrain.gpus_per_worker, "GPUs", self.gpus),
+        ):
+            if retrain.workers * per_worker > has:
+                key = "workers" if has >= per_worker > 0 else f"{kind[:-1].lower()}s_per_worker"
+                raise SpecError(
+                    f"retrain.{key}: {retrain.workers} workers with {per_worker} {kind} each need "
+                    f"{retrain.workers * per_worker} {kind}, the cluster has {has}: use --set retrain.workers="
+                    f"{max(has // per_worker, 1)}"
+                    + ("" if has >= per_worker else f" --set retrain.{key}={has}")
+                    + ", or a larger cluster (--address)"
+                )
+
+    @staticmethod
+    def _check(key: str, asked: float, kind: str, has: int) -> None:
+        if asked > has:
+            raise SpecError(
+                f"{key}: a trial asks for {asked:g} {kind}, the cluster has {has}: use --set {key}={has}, "
+                "or a larger cluster (--address)"
+            )
+
+
+def local_capacity() -> Capacity:
+    """The CPUs that this process may use, and no knowledge of GPUs (Ray finds those when it starts)."""
+    from joblib import cpu_count  # knows cgroups' limits
+
+    return Capacity(cpu_count(), 0)
+
+
+def address_in_use(address: str | None) -> str:
+    """The cluster to join: the one asked for, the one whose job this process is, or "local" for a new one."""
+    return address or os.environ.get("RAY_ADDRESS") or "local"
+
+
+@contextlib.contextmanager
+def connected(address: str | None, temporary_folder: Path | None, verbose: bool) -> Iterator[Capacity]:
+    """Join `address`, or start a cluster of this machine's CPUs; leave it at the end. Raises SpecError."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    level = logging.INFO if verbose else logging.ERROR
+    logging.getLogger("ray").setLevel(level)
+    target = address_in_use(address)
+    options: dict[str, Any] = {"log_to_driver": verbose, "logging_level": level}
+    if target == "local":
+        options |= {"num_cpus": local_capacity().cpus, "include_dashboard": False}
+        if temporary_folder is not None:
+            options["_temp_dir"] = str(temporary_folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # Ray's own, about a setting of 2.x
+        try:
+            ray.init(address=target, **options)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise SpecError(
+                f"--address {target}: no Ray cluster answers there ({str(error).splitlines()[0]}): start one with "
+                "'ray start --head', or leave --address out to use this machine alone"
+            ) from None
+    _protect_token()
+    try:
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        yield Capacity(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)))
+    finally:
+        ray.shutdown()
+
+
+def _protect_token() -> None:
+    """A new local cluster writes ~/.ray/auth_token, readable by everyone; whoever reads it can run code here."""
+    with contextlib.suppress(OSError):
+        (Path.home() / ".ray" / "auth_token").chmod(0o600)

@@ -1,0 +1,268 @@
+"""The search: Ray Tune runs the trials, the run's record and its study say what they are and came to."""
+
+import dataclasses
+import time
+import traceback
+import uuid
+from typing import Any, Protocol
+
+import torch
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from mnist_ray.config import EarlyStopping, Hyperparameters, JobSpec, Search, TrainingConfig
+from mnist_ray.learning.checkpoint import Checkpoints, fit_resumably
+from mnist_ray.learning.training import DivergedError, Worker
+from mnist_ray.record.rundir import RunDir, Training
+from mnist_ray.record.study import SearchStudy, direction, seed_of_trial
+from mnist_ray.running.shared_data import SharedData
+
+FAILURE = "failure"  # the key of a trial's last report if it failed: a line for people
+TRACEBACK = "traceback"
+
+
+class TrialListener(Protocol):
+    """Who wants to see the search as it goes."""
+
+    def trial_epoch(self, training_id: str, row: dict[str, Any]) -> None: ...
+
+    def trial_ended(self, training: Training) -> None: ...
+
+
+def run_trial(values: dict[str, Any], data: SharedData, run: RunDir, num_threads: int) -> None:
+    """One trial, in its own process, which is reused for the next one: reports a row per epoch.
+
+    What it raises is reported as a failure with its traceback rather than raised, so that the process lives on.
+    """
+    torch.set_num_threads(num_threads)
+    config = TrainingConfig(**values["config"])
+    worker = Worker(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    checkpoints = Checkpoints(run.checkpoints(values["training_id"]), config)
+    num_reported = 0
+    try:
+        for state in fit_resumably(config, data.get(worker.device), checkpoints, worker):
+            for row in state.history[num_reported:]:
+                tune.report(row)
+            num_reported = len(state.history)
+    except DivergedError as error:
+        tune.report(_failure(str(error), None))
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        tune.report(_failure(reason.splitlines()[0], traceback.format_exc()))
+
+
+def _failure(reason: str, trace: str | None) -> dict[str, Any]:
+    return {FAILURE: reason, TRACEBACK: trace}
+
+
+def search(
+    spec: JobSpec,
+    run: RunDir,
+    data: SharedData,
+    num_concurrent: int,
+    seconds_left: float | None,
+    listener: TrialListener,
+) -> None:
+    """Run the trials that are not on record yet; everything that happens goes into the record at once.
+
+    Returns early when `seconds_left` are over (trials in flight end as stopped) or when it is interrupted (they
+    stay open, and the next search goes on with them).
+    """
+    trials = run.trainings("search")
+    ledger = _Ledger(spec, run, listener, seconds_left, trials)
+    num_open = spec.search.num_trials - sum(trial.status is not None for trial in trials)
+    if num_open <= 0:
+        return
+    tuner = tune.Tuner(
+        _trainable(spec.search, data, run),
+        tune_config=tune.TuneConfig(
+            search_alg=_Suggestions(ledger),
+            scheduler=ledger.scheduler,
+            metric=spec.search.objective,
+            mode=direction(spec.search)[:3],
+            num_samples=num_open,
+            max_concurrent_trials=num_concurrent,
+            reuse_actors=True,
+            time_budget_s=seconds_left,
+        ),
+        run_config=tune.RunConfig(
+            name=f"search-{uuid.uuid4().hex[:8]}",
+            storage_path=str(run.ray_state),
+            callbacks=[ledger],
+            failure_config=tune.FailureConfig(max_failures=spec.max_failures),
+            verbose=0,
+        ),
+    )
+    tuner.fit()
+
+
+def _trainable(search: Search, data: SharedData, run: RunDir) -> Any:
+    function = tune.with_parameters(run_trial, data=data, run=run, num_threads=search.cpus_per_trial)
+    resources = {"cpu": search.cpus_per_trial, "gpu": search.gpus_per_trial}
+    return tune.with_resources(function, resources)
+
+
+class _Ledger(tune.Callback):
+    """Keeps the record, the study and the early stopping in step with what Tune does."""
+
+    def __init__(
+        self,
+        spec: JobSpec,
+        run: RunDir,
+        listener: TrialListener,
+        seconds_left: float | None,
+        trials: list[Training],
+    ) -> None:
+        self._spec = spec
+        self._run = run
+        self._listener = listener
+        self._deadline = time.monotonic() + (float("inf") if seconds_left is None else seconds_left)
+        self._study = SearchStudy(spec, trials)
+        self._unfinished = [trial for trial in trials if trial.status is None]
+        self.scheduler = RecordedASHA(spec.search)
+        self.scheduler.replay(trials)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its callbacks for Tuner.restore, which is never used: the record is the truth
+
+    def next_trial(self) -> dict[str, Any] | None:
+        """The values for Tune's next trial: one that was interrupted, else a new suggestion; None if there is none."""
+        if self._unfinished:
+            training = self._unfinished.pop(0)
+            return {"training_id": training.id, "config": training.config}
+        number = self._study.num_asked
+        if number >= self._spec.search.num_trials:
+            return None
+        hyperparameters = Hyperparameters(**{**self._spec.recipe.model_dump(), **self._study.suggest()})
+        seed = seed_of_trial(self._spec.seed, number)
+        config = self._spec.training(hyperparameters, self._spec.search.num_epochs, seed).model_dump()
+        training_id = f"trial-{number:04d}"
+        self._run.record_asked(training_id, "search", config, number=number)
+        return {"training_id": training_id, "config": config}
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        if FAILURE not in result:
+            row = {key: value for key, value in result.items() if _is_of_row(key)}
+            self._run.record_epoch(trial.config["training_id"], row)
+            self._listener.trial_epoch(trial.config["training_id"], row)
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        result = trial.last_result or {}
+        epoch = result.get("epoch", 0)
+        if FAILURE in result:
+            self._end(trial, "failed", result[FAILURE], result[TRACEBACK])
+        elif epoch >= self._spec.search.num_epochs:
+            self._end(trial, "complete", None)
+        elif trial.trial_id in self.scheduler.stopped:
+            self._end(trial, "pruned", f"among the worst at epoch {epoch}")
+        elif time.monotonic() >= self._deadline:
+            self._end(trial, "stopped", f"max_hours {self._spec.max_hours} were over at epoch {epoch}")
+        # else: interrupted, and left open
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        error = trial.get_error()
+        reason = " ".join(str(error).split()) or type(error).__name__
+        self._end(trial, "failed", f"its process died: {reason[:300]}", str(error))
+
+    def _end(self, trial: Trial, status: Any, reason: str | None, trace: str | None = None) -> None:
+        training_id = trial.config["training_id"]
+        log = None
+        if status == "failed":
+            log = self._run.write_log(training_id, f"{reason}\n\n{trace or ''}")
+        self._run.record_ended(
+            training_id,
+            status,
+            reason,
+            workers=1,
+            threads=self._spec.search.cpus_per_trial,
+            device="cuda" if self._spec.search.gpus_per_trial else "cpu",
+            num_failures=trial.num_failures,
+            log=log,
+        )
+        training = self._run.training(training_id)
+        assert training is not None
+        self._study.tell(training)
+        self._run.remove_checkpoints(training_id)
+        self._listener.trial_ended(training)
+
+
+def _is_of_row(key: str) -> bool:
+    return key in ("epoch", "elapsed_s") or key.startswith(("train_", "val_"))
+
+
+class _Suggestions(Searcher):
+    """Tune's view of the ledger: the next trial's values, or that there is none left."""
+
+    def __init__(self, ledger: _Ledger) -> None:
+        super().__init__()
+        self._ledger = ledger
+
+    def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
+        return True  # the ledger knows them from the job spec
+
+    def suggest(self, trial_id: str) -> Any:
+        return self._ledger.next_trial() or Searcher.FINISHED
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        pass  # the ledger hears of it as a callback, with the trial itself
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def save(self, checkpoint_path: str) -> None:
+        pass  # nothing is restored from Ray's state
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise NotImplementedError("the run's record is what a search goes on from")
+
+
+class RecordedASHA(ASHAScheduler):
+    """Asynchronous successive halving (Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning").
+
+    It knows which trials it stopped, and can be brought to where the record says it was.
+    """
+
+    def __init__(self, search: Search) -> None:
+        # Without early stopping the only rung is at the end, where a trial is complete whatever the rung says.
+        rule = search.early_stopping or EarlyStopping(grace_epochs=search.num_epochs)
+        super().__init__(
+            time_attr="epoch",  # training_iteration begins again after a retry
+            max_t=search.num_epochs,
+            grace_period=rule.grace_epochs,
+            reduction_factor=rule.reduction_factor,
+            stop_last_trials=False,  # a trial at its last epoch ends by itself
+        )
+        self.set_search_properties(search.objective, direction(search)[:3])
+        self.stopped: set[str] = set()
+
+    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
+        super().set_search_properties(metric, mode, **spec)
+        return True  # Tune says them again
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        if FAILURE in result:
+            return TrialScheduler.STOP  # and its missing score stays out of the rungs
+        action: str = super().on_trial_result(tune_controller, trial, result)
+        if action == TrialScheduler.STOP:
+            self.stopped.add(trial.trial_id)
+        return action
+
+    def replay(self, trials: list[Training]) -> None:
+        """Fill the rungs with the epochs of ended trials on record; open ones report theirs again themselves."""
+        for training in trials:
+            if training.status is not None:
+                trial = _RecordedTrial(training.id)
+                self.on_trial_add(None, trial)  # type: ignore[arg-type]
+                for row in training.history:
+                    self.on_trial_result(None, trial, row)
+
+
+@dataclasses.dataclass(frozen=True)
+class _RecordedTrial:
+    """As much of a Tune trial as early stopping looks at."""
+
+    trial_id: str

@@ -1,0 +1,98 @@
+"""What is pinned, what is installed, and that torch and torchvision stay a pair."""
+
+import re
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parent.parent
+REQUIREMENTS_FILES = ["requirements.txt", "requirements-dev.txt", "requirements-uv.txt"]
+SHA256_HASH = re.compile(r"--hash=sha256:[0-9a-f]{64}")
+
+
+def entries_of(file_name: str) -> list[str]:
+    """The file's entries, one logical line each (name==version ; marker --hash=...)."""
+    text = (ROOT / file_name).read_text().replace("\\\n", " ")
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def pins_of(file_name: str) -> list[Requirement]:
+    return [Requirement(entry.partition(" --hash=")[0]) for entry in entries_of(file_name)]
+
+
+def versions_here(file_name: str) -> dict[str, str]:
+    """Name -> the version that the file pins for this machine and this Python."""
+    here = [pin for pin in pins_of(file_name) if pin.marker is None or pin.marker.evaluate()]
+    versions: dict[str, str] = {canonicalize_name(pin.name): str(pin.specifier).removeprefix("==") for pin in here}
+    assert len(versions) == len(here), "one package is pinned twice for the same Python"
+    return versions
+
+
+def declared_dependencies() -> list[Requirement]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return [Requirement(dependency) for dependency in project["dependencies"]]
+
+
+def test_torch_and_torchvision_come_from_the_same_build() -> None:
+    assert torch.__version__.partition("+")[2] == torchvision.__version__.partition("+")[2]
+    # major * 1000 + minor * 10, or -1 for a build without CUDA
+    compiled_for = torch.ops.torchvision._cuda_version()
+    if torch.version.cuda is None:
+        assert compiled_for == -1
+    else:
+        major, minor = map(int, torch.version.cuda.split("."))
+        assert compiled_for == major * 1000 + minor * 10
+
+
+def test_torchvision_finds_its_compiled_operators() -> None:
+    """With a torch of another build this raises "operator torchvision::nms does not exist"."""
+    boxes = torch.tensor([[0.0, 0.0, 2.0, 2.0], [0.0, 0.0, 2.0, 2.1], [5.0, 5.0, 6.0, 6.0]])
+    kept = torchvision.ops.nms(boxes, scores=torch.tensor([0.9, 0.8, 0.7]), iou_threshold=0.5)
+    assert kept.tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("name", ["torch", "torchvision"])
+def test_the_pair_is_pinned_exactly(name: str) -> None:
+    [declared] = [dependency for dependency in declared_dependencies() if dependency.name == name]
+    [pin] = [pin for pin in pins_of("requirements.txt") if pin.name == name]
+    assert declared.specifier == pin.specifier
+    assert pin.marker is None
+
+
+def test_every_dependency_is_pinned_within_its_declared_range() -> None:
+    pinned = versions_here("requirements.txt")
+    for dependency in declared_dependencies():
+        assert dependency.specifier.contains(pinned[canonicalize_name(dependency.name)]), dependency
+
+
+def test_installed_is_what_is_pinned() -> None:
+    pinned = versions_here("requirements-dev.txt")
+    installed = {name: version(name) for name in pinned}
+    assert installed == pinned
+
+
+def test_tests_run_on_the_versions_that_users_get() -> None:
+    for_users = {str(pin) for pin in pins_of("requirements.txt")}
+    for_tests = {str(pin) for pin in pins_of("requirements-dev.txt")}
+    assert for_users < for_tests
+
+
+@pytest.mark.parametrize("file_name", REQUIREMENTS_FILES)
+def test_requirements_are_hashed_and_name_no_address(file_name: str) -> None:
+    entries = entries_of(file_name)
+    assert entries
+    for entry in entries:
+        requirement, *hashes = entry.split(" --hash=")
+        [specifier] = Requirement(requirement).specifier
+        assert specifier.operator == "=="
+        assert hashes, entry
+        # Nothing but hashes is left: no address, no index option.
+        assert all(SHA256_HASH.fullmatch(f"--hash={text.strip()}") for text in hashes), entry
+        assert "://" not in requirement
+        assert not requirement.startswith("-")
