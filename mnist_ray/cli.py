@@ -19,12 +19,15 @@ exit codes: 0 done; 2 something in the command or the spec; 3 data missing or wr
 5 interrupted, the same command goes on; 6 a file could not be written
 """
 
+DEFAULT_STORAGE = "results"
+
 EXIT_SPEC, EXIT_DATA, EXIT_TRAINING, EXIT_INTERRUPTED, EXIT_DISK = 2, 3, 4, 5, 6
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code."""
+def main(arguments: Sequence[str] | None = None, storage_root: Path | None = None) -> int:
+    """Run a command; returns the exit code. A relative `storage` lies below `storage_root` (default: here)."""
     parsed = _parser().parse_args(arguments)
+    parsed.storage_root = storage_root
     try:
         command: Callable[[argparse.Namespace], int] = parsed.command
         return command(parsed)
@@ -42,10 +45,12 @@ def _exit_code(error: Exception) -> int | None:
     from mnist_ray.config import SpecError
     from mnist_ray.files import CorruptFileError
     from mnist_ray.learning.data import DataError
+    from mnist_ray.learning.images import ImageFileError
     from mnist_ray.running.job import InterruptedRunError, TrainingFailedError
 
     codes: list[tuple[type[Exception], int]] = [
         (SpecError, EXIT_SPEC),
+        (ImageFileError, EXIT_SPEC),
         (DataError, EXIT_DATA),
         (CorruptFileError, EXIT_DATA),
         (TrainingFailedError, EXIT_TRAINING),
@@ -156,7 +161,7 @@ def _do_job(arguments: argparse.Namespace, job: Callable[..., "RunDir"]) -> int:
     site = Site(arguments.address, arguments.ray_dir, arguments.verbose)
     with Display(spec.search.objective) as display:
         run = job(spec, site, display)
-    print(summary(run, spec))
+    print(summary(run))
     return 0
 
 
@@ -171,7 +176,9 @@ def _spec_of(arguments: argparse.Namespace) -> "JobSpec":
     ):
         if value is not None:
             overrides.append(f"{key}={_quoted(value)}")
-    return load_spec(arguments.spec, overrides)
+    spec = load_spec(arguments.spec, overrides)
+    storage = (arguments.storage_root or Path()) / Path(spec.storage).expanduser()
+    return spec.model_copy(update={"storage": str(storage)})
 
 
 def _quoted(text: str) -> str:
@@ -181,30 +188,68 @@ def _quoted(text: str) -> str:
     return json.dumps(text)
 
 
-def summary(run: "RunDir", spec: "JobSpec") -> str:
+def summary(run: "RunDir") -> str:
     """The few rows that matter, the outcome against the recipe, and where everything lies."""
     from mnist_ray.record.results import read_results, summary_lines
 
-    return "\n".join([*summary_lines(read_results(run.results_parquet), spec), f"everything lies in {run.path}"])
+    return "\n".join([*summary_lines(read_results(run.results_parquet)), f"everything lies in {run.path}"])
 
 
 # --- reading -----------------------------------------------------------------------------------------------------
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    raise NotImplementedError
+    from mnist_ray.record.rundir import find_run
+    from mnist_ray.running.evaluation import evaluate_run
+
+    run = find_run(arguments.run, _storage_of(arguments))
+    scores = evaluate_run(run, arguments.data_dir and Path(arguments.data_dir))
+    unsealed = run.stage("unsealed") or {}
+    print(f"A later evaluation: the test split of this run was unsealed at {unsealed['at']}, after the choice.")
+    for training_id, score in scores.items():
+        accuracy, correct, total = (score[f"test_{name}"] for name in ("accuracy", "correct", "examples"))
+        print(f"{training_id}: {100 * accuracy:.2f} % ({correct} of {total}), loss {score['test_loss']:.4f}")
+    return 0
 
 
 def _predict(arguments: argparse.Namespace) -> int:
-    raise NotImplementedError
+    from mnist_ray.record.rundir import find_run
+    from mnist_ray.running.evaluation import latest_finished_run, predict_images
+
+    storage = _storage_of(arguments)
+    run = find_run(arguments.run, storage) if arguments.run else latest_finished_run(storage)
+    for path, probabilities in zip(arguments.images, predict_images(run, arguments.images), strict=True):
+        first, second, third = probabilities.argsort()[::-1][:3]
+        others = ", ".join(f"{digit}: {100 * probabilities[digit]:.1f} %" for digit in (second, third))
+        print(f"{path}: {first} ({100 * probabilities[first]:.1f} %; then {others})")
+    return 0
 
 
 def _results(arguments: argparse.Namespace) -> int:
-    raise NotImplementedError
+    from mnist_ray.record.results import compared_runs, listed_runs
+    from mnist_ray.record.rundir import find_run, runs_in
+
+    storage = _storage_of(arguments)
+    if arguments.runs:
+        print(compared_runs([find_run(name, storage) for name in arguments.runs]))
+    else:
+        print(listed_runs(runs_in(storage)) or f"no runs in {storage.absolute()}")
+    return 0
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    raise NotImplementedError
+    from mnist_ray.learning.data import default_data_dir
+    from mnist_ray.running.doctor import examine
+
+    data_dir = Path(arguments.data_dir) if arguments.data_dir else default_data_dir()
+    findings = examine(data_dir, _storage_of(arguments), arguments.address)
+    for finding in findings:
+        print(f"{'ok ' if finding.is_good else 'BAD'} {finding.what:<18} {finding.text}")
+    return 0 if all(finding.is_good for finding in findings) else EXIT_SPEC
+
+
+def _storage_of(arguments: argparse.Namespace) -> Path:
+    return Path(arguments.storage or DEFAULT_STORAGE).expanduser()
 
 
 if __name__ == "__main__":

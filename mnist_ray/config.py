@@ -6,6 +6,7 @@ remedy; inside the program nobody checks again.
 
 import difflib
 import re
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -36,7 +37,7 @@ class Hyperparameters(_Part):
 
     learning_rate: float = Field(0.001, gt=0)
     dropout: float = Field(0.25, ge=0, lt=1)
-    batch_size: int = Field(128, ge=1)  # the global one, whatever the number of workers
+    batch_size: int = Field(128, ge=1, lt=2**31)  # the global one, whatever the number of workers
 
 
 class TrainingConfig(Hyperparameters):
@@ -77,7 +78,7 @@ class Choices(_Part):
     @model_validator(mode="after")
     def _distinct(self) -> Self:
         if len(set(self.choices)) < len(self.choices):
-            raise ValueError("a choice stands twice in the list: remove one of them")
+            raise ValueError(f"choices {_brief(self.choices)} holds one twice: remove it")
         return self
 
     @property
@@ -216,8 +217,8 @@ def _check_dimension(key: str, dimension: Range | Choices) -> None:
         try:
             Hyperparameters.model_validate({key: value})
         except ValidationError as error:
-            rule = error.errors()[0]["msg"].lower()
-            raise ValueError(f"{where} holds {value}: {rule}, change that end of the range") from None
+            rule = _rule(dict(error.errors()[0]))
+            raise ValueError(f"{where} holds {_brief(value)}, which {rule}: change it") from None
 
 
 def is_whole(hyperparameter: str) -> bool:
@@ -232,16 +233,24 @@ class _SpecLoader(yaml.SafeLoader):
     """Safe YAML, with `1e-4` read as a number (YAML 1.1 reads a text) and a key given twice refused."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.start_mark)
+        seen = set()
+        for key, _ in node.value:
+            name = str(key.value)
+            if name in seen:
+                problem = f"the key {name!r} stands twice, remove one"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.add(name)
         return super().construct_mapping(node, deep)
 
 
-_SpecLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
+class _SpecDumper(yaml.SafeDumper):
+    """Puts a text that `_SpecLoader` would read as a number, such as the name 1e4, in quotes."""
+
+
+for _yaml in (_SpecLoader, _SpecDumper):
+    _yaml.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    )
 
 
 def load_spec(path: Path, overrides: Sequence[str] = ()) -> JobSpec:
@@ -254,7 +263,7 @@ def load_spec(path: Path, overrides: Sequence[str] = ()) -> JobSpec:
         raise SpecError(f"{path}: is not a text file in UTF-8: give the path of a job spec (YAML)") from None
     content = _parse_yaml(text, str(path))
     if not isinstance(content, dict):
-        raise SpecError(f"{path}: must hold keys and values such as 'data: {{name: digits}}', not {content!r:.60}")
+        raise SpecError(f"{path}: must hold keys and values such as 'data: {{name: digits}}', not {_brief(content)}")
     for override in overrides:
         _apply_override(content, override)
     return parse_spec(content, str(path))
@@ -265,18 +274,18 @@ def parse_spec(content: Mapping[str, Any], source: str = "spec") -> JobSpec:
     try:
         return JobSpec.model_validate(content)
     except ValidationError as error:
-        faults = [_explain(dict(fault)) for fault in error.errors()]
-        raise SpecError("\n".join(f"{source}: {fault}" for fault in dict.fromkeys(faults))) from None
-    except RecursionError:
-        raise SpecError(f"{source}: is nested too deeply for a job spec") from None
+        faults = {_key_of(fault["loc"]): dict(fault) for fault in error.errors()}
+        # A list with a wrong entry is also called too short; what is said of the entry is enough.
+        keys = [key for key in faults if not any(other.startswith(f"{key}.") for other in faults)]
+        raise SpecError("\n".join(f"{source}: {_explain(key, faults[key])}" for key in keys)) from None
 
 
 def _parse_yaml(text: str, source: str) -> Any:
     try:
         return yaml.load(text, Loader=_SpecLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        problem = " ".join(str(error).split()) or type(error).__name__
-        raise SpecError(f"{source}: is not readable as YAML: {problem}") from None
+    except Exception as error:  # PyYAML lets out KeyError for "!!bool x", AttributeError for "!!timestamp x" and more
+        problem = " ".join(str(error).split()).replace(' in "<unicode string>",', " at") or type(error).__name__
+        raise SpecError(f"{source}: is not readable as YAML: {problem}: correct it there") from None
 
 
 def _apply_override(content: dict[Any, Any], override: str) -> None:
@@ -285,24 +294,68 @@ def _apply_override(content: dict[Any, Any], override: str) -> None:
         raise SpecError(f"--set {override!r}: must look like search.num_trials=50")
     *parents, last = key.split(".")
     part = content
-    for name in parents:
+    for depth, name in enumerate(parents, start=1):
         if not isinstance(part.get(name), dict):
-            part[name] = {}
+            # What other parts leave out has a default of its own; a space is taken as it stands.
+            part[name] = _origin_space_values() if parents[:depth] == ["search", "space"] else {}
         part = part[name]
     part[last] = _parse_yaml(text, f"--set {key}")
 
 
-def _explain(fault: Mapping[str, Any]) -> str:
+def _origin_space_values() -> dict[str, Any]:
+    return {key: dimension.model_dump() for key, dimension in _origin_space().items()}
+
+
+def _key_of(loc: tuple[int | str, ...]) -> str:
+    """The key as a user writes it: below a dimension pydantic names its kind too, and the type of a choice."""
+    if loc[:2] == ("search", "space"):
+        loc = loc[:3] + loc[4:6]
+    return ".".join(map(str, loc))
+
+
+def _explain(key: str, fault: Mapping[str, Any]) -> str:
     """One line for one of pydantic's faults: key, value, rule, remedy."""
-    key = ".".join(str(step) for step in fault["loc"] if step not in ("range", "choices") or step == fault["loc"][-1])
-    if fault["type"] == "value_error":
-        return ": ".join(filter(None, [key, str(fault["ctx"]["error"])]))
+    if fault["type"] == "value_error":  # ours: its text goes on from the key
+        return ".".join(filter(None, [key, str(fault["ctx"]["error"])]))
     if fault["type"] == "extra_forbidden":
-        return f"{key} is not a key of a job spec: remove it{_did_you_mean(key, sorted(spec_keys()))}"
+        return f"{key} is not a key of a job spec: remove it{_did_you_mean(key, _keys_and_parts())}"
     if fault["type"] == "missing":
         return f"{key} is missing: add it{_example(key)}"
-    rule = fault["msg"].replace("Input should be", "must be").rstrip(".")
-    return f"{key}: {fault['input']!r:.80} {rule}: change it in the spec or with --set{_example(key)}"
+    return f"{key}: {_brief(fault['input'])} {_rule(fault)}: change it in the spec or with --set{_example(key)}"
+
+
+# Where pydantic's words are about Python.
+RULES = {
+    "model_type": "must hold keys and values",
+    "dict_type": "must hold keys and values",
+    "tuple_type": "must be a list",
+    "too_short": "must have at least one entry",
+    "string_type": "must be text, in quotes",
+    "invalid_key": "must be text, in quotes",
+}
+
+
+def _rule(fault: Mapping[str, Any]) -> str:
+    message: str = fault["msg"]
+    return RULES.get(fault["type"], message.replace("Input should be", "must be").rstrip("."))
+
+
+class _Brief(reprlib.Repr):
+    """Any value in a few words, however large, deep or entwined it is."""
+
+    def repr_int(self, x: int, level: int) -> str:
+        return repr(x) if x.bit_length() < 256 else f"a number of {x.bit_length()} bits"  # repr(2**20000) raises
+
+
+def _brief(value: Any) -> str:
+    brief = _Brief()
+    brief.maxstring = brief.maxother = 80
+    return brief.repr(value)
+
+
+def _keys_and_parts() -> list[str]:
+    steps = [key.split(".") for key in spec_keys()]
+    return sorted({".".join(some[:depth]) for some in steps for depth in range(1, len(some) + 1)})
 
 
 def _did_you_mean(key: str, known: Sequence[str]) -> str:
@@ -316,8 +369,8 @@ def _did_you_mean(key: str, known: Sequence[str]) -> str:
 def _example(key: str) -> str:
     if key == "data.name":
         return f" (one of {', '.join(get_args(DataSetName))})"
-    examples = spec_keys()
-    return f" (for example {key}={_as_yaml(examples[key])})" if key in examples else ""
+    examples = [f"{name}={_as_yaml(value)}" for name, value in spec_keys().items() if f"{name}.".startswith(f"{key}.")]
+    return f" (for example {examples[0]})" if examples else ""
 
 
 def _as_yaml(value: Any) -> str:
@@ -347,7 +400,7 @@ OPERATIONAL_KEYS = frozenset(
 
 def dump_spec(spec: JobSpec) -> str:
     """YAML that `load_spec` reads back as the same spec."""
-    text: str = yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False)
+    text: str = yaml.dump(spec.model_dump(mode="json"), Dumper=_SpecDumper, sort_keys=False)
     return text
 
 

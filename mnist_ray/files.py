@@ -16,24 +16,19 @@ class CorruptFileError(ValueError):
 
 def write_atomic(path: Path, content: bytes) -> None:
     """Write beside, flush to the disk, rename. Raises OSError; then `path` is as it was."""
-
-    def write(beside: Path) -> None:
-        with beside.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-
-    replace_atomic(path, write)
+    replace_atomic(path, lambda beside: beside.write_bytes(content))
 
 
-def replace_atomic(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` make a file beside `path`, then rename it to `path`; for writers that need a path."""
+def replace_atomic(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a file beside `path`, flush it, rename it to `path`; for writers that need a path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
     os.close(handle)
     beside = Path(name)
     try:
         write(beside)
+        with beside.open("rb") as stream:
+            os.fsync(stream.fileno())  # before the rename, or a power cut leaves an empty file under the new name
         beside.chmod(0o644)
         beside.replace(path)
     except BaseException:
@@ -72,7 +67,7 @@ def read_sealed_json(path: Path) -> Any:
     try:
         sealed = json.loads(path.read_bytes())
         body, expected = sealed["body"], sealed["sha256"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptFileError(f"{path}: not a sealed JSON file ({error})") from error
     if sha256(_canonical(body)) != expected:
         raise CorruptFileError(f"{path}: its content does not match its SHA-256 {expected[:12]}")

@@ -33,6 +33,8 @@ def _mask(values: Tensor, rate: float) -> Tensor:
     pairs = torch.empty(num_pairs, dtype=torch.int64).random_(-(2**63), None)
     bits = pairs.view(torch.int32)[: values.numel()]
     mask = torch.empty_like(values)
+    # At most the largest int32: beyond it the comparison wraps around, and a rate of 1 - 1e-10 would drop nothing.
+    threshold = min(round(rate * 2**32) - 2**31, 2**31 - 1)
     # in memory order, and comparing in place: a comparison that makes bools costs four times as much
-    torch.as_strided(mask, (values.numel(),), (1,)).copy_(bits.ge_(round(rate * 2**32) - 2**31))
+    torch.as_strided(mask, (values.numel(),), (1,)).copy_(bits.ge_(threshold))
     return mask.mul_(1.0 / (1.0 - rate))

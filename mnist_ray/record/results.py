@@ -222,7 +222,7 @@ def read_outcome(run: RunDir) -> dict[str, Any]:
     return outcome
 
 
-def summary_lines(table: pd.DataFrame, spec: JobSpec) -> list[str]:
+def summary_lines(table: pd.DataFrame) -> list[str]:
     """The trials' counts, the retrained models and what the choice is worth against the recipe."""
     trials = table[table["stage"] == "search"]
     counts = trials["status"].value_counts()
@@ -253,3 +253,36 @@ def _against_recipe(retrained: pd.DataFrame) -> list[str]:
         f"outcome: the choice is {100 * (means['choice'] - means['baseline']):+.2f} points of test accuracy from the "
         f"recipe, over {num_seeds} seed{'s' if num_seeds > 1 else ''}"
     ]
+
+
+def listed_runs(runs: Sequence[RunDir]) -> str:
+    """One line a run: its name, how far it is, its trials and the choice's test accuracy."""
+    return _as_text([{"run": run.path.name, "stage": _latest_stage(run), **_choice_summary(run)} for run in runs])
+
+
+def compared_runs(runs: Sequence[RunDir]) -> str:
+    """The retrained models of several runs, side by side."""
+    rows = []
+    for run in runs:
+        table = results_table(run)
+        retrained = table[table["stage"] == "retrain"]
+        rows += [{"run": run.path.name, **row} for row in retrained[RETRAINED_COLUMNS].to_dict("records")]
+    return _as_text(rows) or "none of these runs has retrained a model yet"
+
+
+def _latest_stage(run: RunDir) -> str:
+    entries = run.all_stages()
+    return str(entries[-1]["stage"]) if entries else "begun"
+
+
+def _choice_summary(run: RunDir) -> dict[str, Any]:
+    table = results_table(run)
+    choice = table[table["role"].str.startswith("choice")]
+    return {"trials": int((table["stage"] == "search").sum()), "test_accuracy": choice["test_accuracy"].mean()}
+
+
+def _as_text(rows: Sequence[dict[Any, Any]]) -> str:
+    if not rows:
+        return ""
+    formatted = pd.DataFrame([{name: _cell(name, value) for name, value in row.items()} for row in rows])
+    return str(formatted.to_string(index=False))

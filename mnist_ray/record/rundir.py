@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from mnist_ray.config import SpecError
 from mnist_ray.files import read_sealed_json, write_atomic, write_sealed_json
 
 Status = Literal["complete", "pruned", "stopped", "failed"]
@@ -164,3 +165,12 @@ def runs_in(storage: Path) -> list[RunDir]:
 def now() -> str:
     """The time in UTC, to the millisecond, as ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def find_run(name: str, storage: Path) -> RunDir:
+    """A run by its name below `storage`, or by its folder. Raises SpecError that says which there are."""
+    for path in (storage / name, Path(name)):
+        if (run := RunDir(path)).exists:
+            return run
+    known = ", ".join(run.path.name for run in runs_in(storage)) or "none"
+    raise SpecError(f"there is no run {name!r} in {storage.absolute()} (there: {known}): give a name or a folder")

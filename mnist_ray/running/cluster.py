@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,10 @@ ENVIRONMENT = {
     "TORCH_CPP_LOG_LEVEL": "ERROR",  # DDP's advice about find_unused_parameters, which is meant here
     "OMP_WAIT_POLICY": "PASSIVE",
 }
+
+
+# What the nodes of a cluster must have, in the driver's versions; the package itself travels with the job.
+PACKAGES_ON_EVERY_NODE = ("ray", "torch", "torchvision", "optuna", "numpy")
 
 
 @dataclass(frozen=True)
@@ -109,10 +114,53 @@ def connected(address: str | None, temporary_folder: Path | None, verbose: bool)
             ) from None
     _protect_token()
     try:
+        if target != "local":
+            _check_nodes(target)
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         yield Capacity(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)))
     finally:
         ray.shutdown()
+
+
+def _check_nodes(target: str) -> None:
+    """Every node must have the driver's packages. Raises SpecError that names the node and what differs."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    expected = installed_versions()
+    look = ray.remote(num_cpus=0)(installed_versions)
+    nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
+    asked = {
+        look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(): host
+        for node, host in nodes.items()
+    }
+    for answer, host in asked.items():
+        try:
+            found = ray.get(answer, timeout=60)
+        except ray.exceptions.RayError as error:
+            raise SpecError(
+                f"--address {target}: node {host} cannot run this package ({' '.join(str(error).split())[-200:]}): "
+                "send it with 'ray job submit --working-dir .', or install it on every node"
+            ) from None
+        differing = [
+            f"{name} {found[name]} instead of {expected[name]}" for name in expected if found[name] != expected[name]
+        ]
+        if differing:
+            raise SpecError(
+                f"--address {target}: node {host} has {', '.join(differing)}: install this project's requirements.txt "
+                "on every node"
+            )
+
+
+def installed_versions() -> dict[str, str]:
+    """The versions of PACKAGES_ON_EVERY_NODE in this process; "none" for a missing one."""
+    versions = {}
+    for name in PACKAGES_ON_EVERY_NODE:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "none"
+    return versions
 
 
 def _protect_token() -> None:

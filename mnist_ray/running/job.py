@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,15 +24,13 @@ from mnist_ray.config import (
 from mnist_ray.files import write_atomic
 from mnist_ray.record.results import ROLE_OF_CHOICE_AND_RECIPE, choose, outcome_of, write_tables
 from mnist_ray.record.rundir import RunDir, Training
-from mnist_ray.running.cluster import Capacity, address_in_use, connected, local_capacity
+from mnist_ray.running.cluster import Capacity, address_in_use, connected, installed_versions, local_capacity
 
 if TYPE_CHECKING:
     from mnist_ray.learning.data import LabelledImages, PixelStatistics, Split
     from mnist_ray.running.distributed import Message
 
 logger = logging.getLogger(__name__)
-
-RECORDED_PACKAGES = ("ray", "torch", "torchvision", "optuna", "numpy")
 
 
 class TrainingFailedError(RuntimeError):
@@ -120,6 +117,7 @@ def _run_stages(spec: JobSpec, site: Site, listener: Listener, until: str, with_
         listener.note(f"{run.path} is finished: nothing to do")
         return run
     _check_early(spec, site, with_search)
+    listener.note(f"results go to {run.path}")
     stages = _Stages(spec, run, listener)
     with stages.timed("data"):
         stages.load_data()
@@ -150,8 +148,7 @@ def _check_early(spec: JobSpec, site: Site, with_search: bool) -> None:
 
 
 def _versions() -> dict[str, str]:
-    packages = {name: version(name) for name in RECORDED_PACKAGES}
-    return {"mnist_ray": __version__, "python": platform.python_version()} | packages
+    return {"mnist_ray": __version__, "python": platform.python_version()} | installed_versions()
 
 
 def _search_is_open(run: RunDir, spec: JobSpec) -> bool:

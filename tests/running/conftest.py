@@ -1,0 +1,78 @@
+"""One real Ray head for all tests that run jobs: its own ports, its own folder, token authentication on."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+BIN = Path(sys.executable).parent
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Head:
+    address: str  # of the cluster, for `ray.init`
+    dashboard: str  # of its job server, for `ray job submit`
+    environment: dict[str, str]  # what a client needs to get in
+    folder: Path
+    pid: int
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+@pytest.fixture(scope="session")
+def head() -> Iterator[Head]:
+    folder = Path(tempfile.mkdtemp(prefix="mr-", dir="/tmp"))  # short: sockets lie below it
+    token = folder / "token"
+    token.write_text("a-token-of-the-tests-0123456789abcdef0123456789abcdef")
+    token.chmod(0o600)
+    secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    gcs, dashboard, client, agent, metrics, environment_agent = free_ports(6)
+    command = [
+        BIN / "ray", "start", "--head", "--block", "--num-cpus=2", "--num-gpus=0", "--disable-usage-stats",
+        "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", "--include-dashboard=true",
+        f"--port={gcs}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}",
+        f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}",
+        f"--runtime-env-agent-port={environment_agent}", f"--temp-dir={folder / 'ray'}",
+    ]  # fmt: skip
+    environment = {**os.environ, **secret, "OMP_WAIT_POLICY": "PASSIVE", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    environment["HOME"] = str(folder)
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=folder)
+    address = f"127.0.0.1:{gcs}"
+    try:
+        _wait_for(address, {**os.environ, **secret}, folder / "log")
+        yield Head(address, f"http://127.0.0.1:{dashboard}", secret, folder, process.pid)
+    finally:
+        process.terminate()  # with --block this ends all of the head's processes
+        process.wait(timeout=60)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _wait_for(address: str, environment: dict[str, str], log: Path) -> None:
+    command = [BIN / "ray", "health-check", "--address", address]
+    for _ in range(30):
+        if subprocess.run(command, env=environment, capture_output=True, timeout=60).returncode == 0:
+            return
+    raise RuntimeError(f"the head did not start:\n{log.read_text()}")
+
+
+@pytest.fixture
+def joined(head: Head, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The head's address, with the token in this process's environment."""
+    for name, value in head.environment.items():
+        monkeypatch.setenv(name, value)
+    return head.address

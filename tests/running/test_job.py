@@ -1,0 +1,319 @@
+"""Whole jobs on a real Ray cluster, small: digits, few trials, few epochs."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+
+from mnist_ray import (
+    JobSpec,
+    RunDir,
+    Site,
+    SpecError,
+    load_spec,
+    parse_spec,
+    read_results,
+    run_job,
+    search_job,
+    train_job,
+)
+from mnist_ray.record.rundir import Training
+from mnist_ray.running.evaluation import evaluate_run, predict_images
+from mnist_ray.running.job import TrainingFailedError
+
+NOWHERE = Site(address="127.0.0.1:1")  # joining it fails, so a run that works with it joins nothing
+
+
+class Silent:
+    """A listener that only counts."""
+
+    def __init__(self) -> None:
+        self.trials: list[Training] = []
+        self.notes: list[str] = []
+        self.epochs: list[tuple[str, int]] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def stage_began(self, stage: str, total: int, done: int, unit: str) -> None: ...
+
+    def stage_ended(self, stage: str, elapsed_s: float) -> None: ...
+
+    def trial_epoch(self, training_id: str, row: dict[str, Any]) -> None: ...
+
+    def trial_ended(self, training: Training) -> None:
+        self.trials.append(training)
+
+    def retraining_epoch(self, training_id: str, role: str, row: dict[str, Any], num_epochs: int) -> None:
+        self.epochs.append((training_id, row["epoch"]))
+
+
+def small_spec(storage: Path, **changes: Any) -> JobSpec:
+    content: dict[str, Any] = {
+        "name": "small",
+        "storage": str(storage),
+        "data": {"name": "digits", "num_validation": 180},
+        "search": {"num_trials": 5, "num_epochs": 3},
+        "retrain": {"num_epochs": 3, "workers": 2},
+    }
+    for key, value in changes.items():
+        part, _, name = key.rpartition("__")
+        (content.setdefault(part, {}) if part else content)[name] = value
+    return parse_spec(content)
+
+
+@pytest.fixture(scope="module")
+def finished(head: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[JobSpec, RunDir]:
+    spec = small_spec(tmp_path_factory.mktemp("finished"))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in head.environment.items():
+            patch.setenv(name, value)
+        return spec, run_job(spec, Site(head.address), Silent())
+
+
+def test_every_training_is_one_row_and_says_what_it_did(finished: tuple[JobSpec, RunDir]) -> None:
+    _, run = finished
+    table = read_results(run.results_csv)
+    trials, retrained = table[table["stage"] == "search"], table[table["stage"] == "retrain"]
+    assert len(trials) == 5
+    assert set(trials["status"]) <= {"complete", "pruned"}
+    assert (trials["val_examples"] == 180).all()
+    assert (trials["train_examples"] == 1257).all()
+    assert trials["test_loss"].isna().all()
+    assert (retrained["train_examples"] == 1437).all()
+    assert retrained["val_loss"].isna().all()
+    assert (retrained["test_examples"] == 360).all()
+    assert (retrained["epochs_done"] == 3).all()
+    assert (retrained["workers"] == 2).all()
+    accuracy = table["val_correct"] / table["val_examples"]
+    np.testing.assert_allclose(table["val_accuracy"].dropna().astype(float), accuracy.dropna().astype(float))
+
+
+def test_the_choice_is_the_best_complete_trial_by_validation_alone(finished: tuple[JobSpec, RunDir]) -> None:
+    _, run = finished
+    table = read_results(run.results_parquet)
+    complete = table[(table["stage"] == "search") & (table["status"] == "complete")]
+    chosen = run.stage("chosen")
+    assert chosen is not None
+    assert chosen["training"] == complete.sort_values("val_loss", kind="stable").iloc[0]["id"]
+
+
+def test_the_first_trial_is_the_recipe(finished: tuple[JobSpec, RunDir]) -> None:
+    spec, run = finished
+    first = run.training("trial-0000")
+    assert first is not None
+    assert {key: first.config[key] for key in ("learning_rate", "dropout", "batch_size")} == spec.recipe.model_dump()
+
+
+def test_the_test_split_is_unsealed_once_and_after_the_choice(finished: tuple[JobSpec, RunDir]) -> None:
+    _, run = finished
+    stages = [entry["stage"] for entry in run.all_stages()]
+    assert stages == ["started", "searched", "chosen", "retrained", "unsealed", "tested"]
+
+
+def test_optuna_opens_the_study_and_finds_it_true(finished: tuple[JobSpec, RunDir]) -> None:
+    spec, run = finished
+    study = optuna.load_study(study_name=spec.name, storage=f"sqlite:///{run.study}")
+    for trial, training in zip(study.trials, run.trainings("search"), strict=True):
+        assert trial.state.name == {"complete": "COMPLETE", "pruned": "PRUNED"}[str(training.status)]
+        assert trial.intermediate_values == {row["epoch"]: row["val_loss"] for row in training.history}
+        assert trial.user_attrs["training"] == training.id
+
+
+def test_a_later_evaluation_gets_the_recorded_scores(finished: tuple[JobSpec, RunDir]) -> None:
+    _, run = finished
+    tested = run.stage("tested")
+    assert tested is not None
+    assert evaluate_run(run) == tested["scores"]
+
+
+def test_kept_logits_belong_to_the_scores(finished: tuple[JobSpec, RunDir]) -> None:
+    from mnist_ray.learning.data import load_test
+
+    _, run = finished
+    labels = load_test("digits", Path()).labels
+    for training_id, score in (run.stage("tested") or {})["scores"].items():
+        logits = np.load(run.test_logits(training_id), allow_pickle=False)
+        assert int((logits.argmax(axis=1) == labels).sum()) == score["test_correct"]
+
+
+def test_the_models_predict_image_files(finished: tuple[JobSpec, RunDir], tmp_path: Path) -> None:
+    from PIL import Image
+
+    from mnist_ray.learning.data import load_training
+
+    _, run = finished
+    examples = load_training("digits", Path())
+    paths = []
+    for index in range(20):
+        paths.append(tmp_path / f"{index}.png")
+        image = examples.images[index, 0]
+        Image.fromarray(image if index % 2 else 255 - image).save(paths[-1])  # both polarities
+    predicted = predict_images(run, paths).argmax(axis=1)
+    assert (predicted == examples.labels[:20]).mean() > 0.7
+
+
+def test_a_finished_run_is_shown_and_not_repeated(finished: tuple[JobSpec, RunDir]) -> None:
+    spec, run = finished
+    before = sorted((path, path.stat().st_mtime_ns) for path in run.path.rglob("*"))
+    listener = Silent()
+    run_job(spec, NOWHERE, listener)
+    assert listener.notes == [f"{run.path} is finished: nothing to do"]
+    assert sorted((path, path.stat().st_mtime_ns) for path in run.path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [({"seed": 1}, "seed"), ({"recipe__dropout": 0.3}, "recipe.dropout"), ({"search__num_epochs": 4}, "num_epochs")],
+)
+def test_what_defines_results_cannot_change(
+    finished: tuple[JobSpec, RunDir], change: dict[str, Any], named: str
+) -> None:
+    spec, _ = finished
+    with pytest.raises(SpecError, match=named):
+        run_job(small_spec(Path(spec.storage), **change), NOWHERE, Silent())
+
+
+def test_no_trial_is_added_after_the_test(finished: tuple[JobSpec, RunDir]) -> None:
+    spec, _ = finished
+    with pytest.raises(SpecError, match=r"search\.num_trials: 5 in the run, 6 now.*unsealed"):
+        run_job(small_spec(Path(spec.storage), search__num_trials=6), NOWHERE, Silent())
+
+
+def test_best_yaml_trains_the_choice_again(finished: tuple[JobSpec, RunDir], joined: str, tmp_path: Path) -> None:
+    _, run = finished
+    spec = load_spec(run.best_spec, [f"storage={tmp_path}"])
+    again = train_job(spec, Site(joined), Silent())
+    scores = (run.stage("tested") or {})["scores"]
+    (score,) = (again.stage("tested") or {})["scores"].values()
+    assert score in scores.values()
+
+
+def test_more_trials_extend_a_search_and_reopen_the_choice(joined: str, tmp_path: Path) -> None:
+    run = search_job(small_spec(tmp_path, search__num_trials=3), Site(joined), Silent())
+    earlier = {training.id: training for training in run.trainings("search")}
+    listener = Silent()
+    run = search_job(small_spec(tmp_path, search__num_trials=5), Site(joined), listener)
+    later = {training.id: training for training in run.trainings("search")}
+    assert len(later) == 5
+    assert {key: later[key] for key in earlier} == earlier
+    assert sorted(trial.id for trial in listener.trials) == ["trial-0003", "trial-0004"]
+    assert [entry["stage"] for entry in run.all_stages()].count("chosen") == 2
+
+
+def test_a_trial_that_diverges_or_raises_is_recorded_and_never_chosen(joined: str, tmp_path: Path) -> None:
+    spec = small_spec(
+        tmp_path, search__space={"learning_rate": {"choices": [0.001, 1e30]}}, search__num_trials=8, seed=3
+    )
+    blocked = tmp_path / "small" / "checkpoints" / "trial-0000"
+    blocked.parent.mkdir(parents=True)
+    blocked.write_text("a file where the trial wants a folder")
+    run = search_job(spec, Site(joined), Silent())
+    trials = run.trainings("search")
+    assert len(trials) == 8
+    raised = trials[0]
+    diverged = [trial for trial in trials if trial.config["learning_rate"] == 1e30]
+    assert diverged
+    assert all(trial.status == "failed" and "diverged" in trial.ended["reason"] for trial in diverged if trial.ended)
+    assert raised.status == "failed"
+    assert raised.ended is not None
+    log = (run.path / raised.ended["log"]).read_text()
+    assert "Traceback" in log
+    assert str(blocked) in log
+    chosen = run.stage("chosen")
+    assert chosen is not None
+    assert chosen["training"] not in {trial.id for trial in [raised, *diverged]}
+    study = optuna.load_study(study_name="small", storage=f"sqlite:///{run.study}")
+    assert study.trials[0].state.name == "FAIL"
+    assert study.trials[0].user_attrs["reason"] == raised.ended["reason"]
+
+
+def test_when_every_trial_fails_the_job_says_so(joined: str, tmp_path: Path) -> None:
+    spec = small_spec(tmp_path, search__space={"learning_rate": {"choices": [1e30, 1e31]}}, search__num_trials=2)
+    with pytest.raises(TrainingFailedError, match=r"all 2 trials.*diverged.*log: "):
+        run_job(spec, Site(joined), Silent())
+
+
+def test_a_trial_whose_process_dies_is_started_again_and_counted(joined: str, tmp_path: Path) -> None:
+    spec = small_spec(tmp_path, search__num_trials=1, search__num_epochs=8, search__early_stopping=None)
+    killed = _kill_a_trial_once(tmp_path)
+    run = search_job(spec, Site(joined), Silent())
+    killed.join()
+    (trial,) = run.trainings("search")
+    assert trial.status == "complete"
+    assert [row["epoch"] for row in trial.history] == list(range(1, 9))
+    assert trial.ended is not None
+    assert trial.ended["num_failures"] == 1
+
+
+def test_a_trial_that_dies_too_often_is_failed(joined: str, tmp_path: Path) -> None:
+    spec = small_spec(tmp_path, search__num_trials=2, search__num_epochs=8, search__early_stopping=None, max_failures=0)
+    killed = _kill_a_trial_once(tmp_path)
+    run = search_job(spec, Site(joined), Silent())
+    killed.join()
+    statuses = sorted(str(trial.status) for trial in run.trainings("search"))
+    assert statuses == ["complete", "failed"]
+    (failed,) = [trial for trial in run.trainings("search") if trial.status == "failed"]
+    assert failed.ended is not None
+    assert "its process died" in failed.ended["reason"]
+    assert (run.path / failed.ended["log"]).is_file()
+
+
+def _kill_a_trial_once(storage: Path) -> threading.Thread:
+    """Kill one trial's process after its second epoch."""
+
+    def kill() -> None:
+        deadline = time.monotonic() + 120
+        while not list((storage / "small" / "record").glob("trainings/trial-*/epoch-0002.json")):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        victims = [
+            int(path.parent.name) for path in Path("/proc").glob("[0-9]*/cmdline") if _is_trial_of(path, storage)
+        ]
+        os.kill(victims[0], signal.SIGKILL)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    return thread
+
+
+def _is_trial_of(cmdline: Path, storage: Path) -> bool:
+    """Whether a process is a trial below `storage`: Tune changes into the trial's folder."""
+    try:
+        is_trial = cmdline.read_bytes().startswith(b"ray::")
+        return is_trial and str(storage) in os.readlink(cmdline.parent / "cwd")  # noqa: PTH115
+    except OSError:
+        return False
+
+
+def test_a_time_budget_ends_the_search_in_good_order(joined: str, tmp_path: Path) -> None:
+    spec = small_spec(
+        tmp_path, search__num_trials=500, search__num_epochs=4, max_hours=12 / 3600, retrain__num_epochs=1
+    )
+    run = run_job(spec, Site(joined), Silent())
+    searched = run.stage("searched")
+    assert searched is not None
+    assert searched["out_of_time"]
+    trials = run.trainings("search")
+    assert 2 <= len(trials) < 500
+    assert {trial.status for trial in trials} <= {"complete", "pruned", "stopped"}
+    assert run.stage("tested") is not None
+
+
+def test_more_workers_than_the_cluster_has_are_refused(joined: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        SpecError, match=r"retrain\.workers: 3 workers .* the cluster has 2: use --set retrain\.workers=2"
+    ):
+        run_job(small_spec(tmp_path, retrain__workers=3), Site(joined), Silent())
+    assert not (tmp_path / "small" / "record" / "trainings").exists()
+
+
+def test_a_cluster_that_does_not_answer_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="no Ray cluster answers"):
+        run_job(small_spec(tmp_path), NOWHERE, Silent())

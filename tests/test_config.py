@@ -1,0 +1,433 @@
+"""A spec either is what it says or is refused with the key, the value and the remedy; runs go on only as themselves."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mnist_ray.config import (
+    OPERATIONAL_KEYS,
+    Choices,
+    Hyperparameters,
+    JobSpec,
+    Range,
+    Search,
+    SpecError,
+    dump_spec,
+    load_spec,
+    parse_spec,
+    refused_changes,
+    spec_keys,
+)
+
+JOBS = Path(__file__).parent.parent / "jobs"
+SPEC_FILES = sorted(JOBS.glob("*.yaml"))
+# Not a job spec: what `ray job submit` gives to Ray.
+JOB_SPECS = [path for path in SPEC_FILES if path.name != "runtime-env.yaml"]
+
+
+DIGITS = {"name": "digits"}
+
+
+def a_spec(**parts: Any) -> JobSpec:
+    return parse_spec({"data": DIGITS, **parts})
+
+
+@pytest.fixture
+def spec_file(tmp_path: Path) -> Path:
+    path = tmp_path / "job.yaml"
+    path.write_text("data: {name: digits}\n")
+    return path
+
+
+def refusal(content: dict[Any, Any]) -> str:
+    with pytest.raises(SpecError) as caught:
+        parse_spec(content, "job.yaml")
+    return str(caught.value)
+
+
+# --- reading what is right
+
+
+@pytest.mark.parametrize("path", JOB_SPECS, ids=lambda path: path.name)
+def test_every_spec_in_jobs_loads_under_its_own_name(path: Path) -> None:
+    spec = load_spec(path)
+    assert spec.name == path.stem
+    assert spec.recipe_is_in_space
+
+
+def test_the_defaults_are_the_origin() -> None:
+    spec = a_spec()
+    assert spec.recipe == Hyperparameters(learning_rate=0.001, dropout=0.25, batch_size=128)
+    assert spec.search.space == {
+        "learning_rate": Range(low=1e-4, high=3e-2, log=True),
+        "dropout": Range(low=0.0, high=0.6),
+        "batch_size": Choices(choices=(32, 64, 128, 256, 512)),
+    }
+    assert (spec.search.objective, spec.retrain.num_epochs, spec.retrain.baseline) == ("val_loss", 45, True)
+
+
+ELABORATE = {
+    "name": "all.of-it_1",
+    "seed": 7,
+    "data": {"name": "mnist", "num_validation": 123, "dir": "~/data with spaces"},
+    "recipe": {"learning_rate": 1e-05, "dropout": 0.0, "batch_size": 48},
+    "search": {
+        "space": {"learning_rate": {"choices": [1e-05, 1]}, "batch_size": {"low": 32, "high": 64, "log": True}},
+        "early_stopping": None,
+        "max_concurrent_trials": 3,
+        "objective": "val_accuracy",
+    },
+    "retrain": {"seeds": [3, 1, 2], "workers": 8, "baseline": False},
+    "max_hours": 0.5,
+}
+
+
+@pytest.mark.parametrize(
+    "spec", [*map(load_spec, JOB_SPECS), a_spec(), parse_spec(ELABORATE)], ids=lambda spec: spec.name
+)
+def test_a_dumped_spec_reads_back_as_the_same(spec: JobSpec, tmp_path: Path) -> None:
+    path = tmp_path / "dumped.yaml"
+    path.write_text(dump_spec(spec))
+    again = load_spec(path)
+    assert again == spec
+    assert refused_changes(spec, again) == []
+
+
+@pytest.mark.parametrize("text", ["1e4", "0x1f", "null", "true", "2024-01-01", "1.5", "12"])
+def test_a_text_that_looks_like_something_else_reads_back_as_text(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "dumped.yaml"
+    path.write_text(dump_spec(a_spec(name=text, data=DIGITS | {"dir": text})))
+    assert (load_spec(path).name, load_spec(path).data.dir) == (text, text)
+
+
+@pytest.mark.parametrize("text", ["1e-4", "1E-4", "1.0e-4", ".1e-3", "0.0001", "10e-5", "+1e-4"])
+def test_numbers_may_be_written_with_an_exponent(spec_file: Path, text: str) -> None:
+    spec_file.write_text(f"data: {{name: digits}}\nrecipe: {{learning_rate: {text}}}\n")
+    assert load_spec(spec_file).recipe.learning_rate == pytest.approx(1e-4, rel=1e-12)
+    assert load_spec(spec_file, [f"recipe.learning_rate={text}"]).recipe.learning_rate == pytest.approx(1e-4, rel=1e-12)
+
+
+# --- overriding
+
+
+@pytest.mark.parametrize("key", spec_keys())
+def test_every_key_can_be_overridden(spec_file: Path, key: str) -> None:
+    """With the value that it has by default, which changes nothing else."""
+    text = yaml.safe_dump(spec_keys()[key], default_flow_style=True).removesuffix("\n...\n")
+    assert load_spec(spec_file, [f"{key}={text}"]) == a_spec()
+
+
+def test_the_last_override_of_a_key_counts_and_the_file_otherwise(spec_file: Path) -> None:
+    spec_file.write_text("data: {name: digits}\nsearch: {num_trials: 3, num_epochs: 4}\n")
+    spec = load_spec(spec_file, ["search.num_trials=50", "search.num_trials=60"])
+    assert (spec.search.num_trials, spec.search.num_epochs) == (60, 4)
+
+
+def test_an_override_inside_the_default_space_keeps_the_rest_of_it(spec_file: Path) -> None:
+    """Otherwise `--set search.space.dropout=...` would quietly take learning rate and batch size out of the search."""
+    space = load_spec(spec_file, ["search.space.dropout.high=0.5"]).search.space
+    assert space == a_spec().search.space | {"dropout": Range(low=0.0, high=0.5)}
+    spec_file.write_text("data: {name: digits}\nsearch: {space: {dropout: {low: 0, high: 0.3}}}\n")
+    assert load_spec(spec_file, ["search.space.dropout.high=0.5"]).search.space == {"dropout": Range(low=0, high=0.5)}
+
+
+def test_a_part_that_is_off_is_turned_on_by_an_override_inside_it(spec_file: Path) -> None:
+    spec_file.write_text("data: {name: digits}\nsearch: {early_stopping: null}\n")
+    stopping = load_spec(spec_file, ["search.early_stopping.grace_epochs=2"]).search.early_stopping
+    assert stopping is not None
+    assert stopping.grace_epochs == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("search.num_trials", ["'search.num_trials'", "must look like"]),
+        ("", ["''", "must look like"]),
+        ("=3", ["'=3'", "must look like"]),
+        ("search..num_trials=3", ["'search..num_trials=3'", "must look like"]),
+        ("search.num_trails=3", ["search.num_trails", "remove it", "did you mean search.num_trials?"]),
+        ("num_trials=3", ["num_trials", "remove it", "did you mean search.num_trials?"]),
+        ("search.num_trials=many", ["search.num_trials", "'many'", "integer", "for example search.num_trials=20"]),
+        ("data=3", ["data: 3", "keys and values", "for example data.name=digits"]),
+        ("name=[", ["--set name", "not readable as YAML"]),
+        ("name=!!bool x", ["--set name", "not readable as YAML"]),
+        ("retrain.seeds=3", ["retrain.seeds: 3", "must be a list", "for example retrain.seeds=[0]"]),
+    ],
+)
+def test_a_bad_override_is_refused(spec_file: Path, override: str, parts: list[str]) -> None:
+    with pytest.raises(SpecError) as caught:
+        load_spec(spec_file, [override])
+    for part in parts:
+        assert part in str(caught.value)
+
+
+# --- refusing what is wrong
+
+WRONG: dict[str, tuple[dict[Any, Any], list[str]]] = {
+    # what is wrong: the spec beside the data, and what the message must hold: key and value, then rule and remedy
+    "data missing": ({"data": None}, ["data: None", "for example data.name=digits"]),
+    "unknown data set": ({"data": {"name": "cifar"}}, ["data.name: 'cifar'", "'mnist'", "change it"]),
+    "unknown key": ({"serach": {}}, ["serach", "remove it", "did you mean search?"]),
+    "unknown key below": ({"retrain": {"num_epoch": 3}}, ["retrain.num_epoch ", "did you mean retrain.num_epochs?"]),
+    "key that is a number": ({1: 2}, ["1: 1 must be text"]),
+    "text for a number": ({"recipe": {"dropout": "0.1"}}, ["recipe.dropout: '0.1'", "number", "recipe.dropout=0.25"]),
+    "truth for a number": ({"search": {"num_trials": True}}, ["search.num_trials: True", "integer"]),
+    "number for a truth": ({"retrain": {"baseline": 1}}, ["retrain.baseline: 1", "boolean"]),
+    "number for a text": ({"name": 12}, ["name: 12", "must be text"]),
+    "fraction for a count": ({"search": {"num_trials": 2.5}}, ["search.num_trials: 2.5", "integer", "change it"]),
+    "nothing for a part": ({"search": None}, ["search: None", "keys and values", "change it"]),
+    "not finite": ({"max_hours": float("inf")}, ["max_hours: inf", "finite", "change it"]),
+    "not a number": ({"recipe": {"learning_rate": float("nan")}}, ["recipe.learning_rate: nan", "change it"]),
+    "dropout 1": ({"recipe": {"dropout": 1.0}}, ["recipe.dropout: 1.0", "less than 1", "recipe.dropout=0.25"]),
+    "learning rate 0": ({"recipe": {"learning_rate": 0.0}}, ["recipe.learning_rate: 0.0", "greater than 0"]),
+    "zero epochs": ({"retrain": {"num_epochs": 0}}, ["retrain.num_epochs: 0", "greater than or equal to 1", "=45"]),
+    "zero search epochs": ({"search": {"num_epochs": 0}}, ["search.num_epochs: 0", "greater than or equal to 1"]),
+    "no seeds": ({"retrain": {"seeds": []}}, ["retrain.seeds: []", "at least one", "retrain.seeds=[0]"]),
+    "seed twice": ({"retrain": {"seeds": [1, 1]}}, ["retrain.seeds [1, 1]", "twice", "remove it"]),
+    "seed is text": ({"retrain": {"seeds": ["a"]}}, ["retrain.seeds.0: 'a'", "integer"]),
+    "huge seed": ({"seed": 2**31}, ["seed: 2147483648", "less than 2147483648"]),
+    "huge number": ({"seed": 1 << 50_000}, ["seed: a number of 50001 bits", "less than 2147483648"]),
+    "batch below workers": (
+        {"recipe": {"batch_size": 2}, "retrain": {"workers": 3}},
+        ["recipe.batch_size 2", "retrain.workers 3", "raise it"],
+    ),
+    "searched batch below workers": (
+        {"search": {"space": {"batch_size": {"choices": [64, 2]}}}, "retrain": {"workers": 3}},
+        ["search.space.batch_size 2", "retrain.workers 3", "raise it"],
+    ),
+    "grace beyond the budget": (
+        {"search": {"num_epochs": 3, "early_stopping": {"grace_epochs": 4}}},
+        ["search.early_stopping.grace_epochs 4", "num_epochs 3", "lower it"],
+    ),
+}
+WRONG_DIMENSIONS: dict[str, tuple[Any, list[str]]] = {
+    "low above high": ({"dropout": {"low": 0.5, "high": 0.1}}, ["search.space.dropout.low 0.5", "0.1", "exchange"]),
+    "no logarithm": (
+        {"learning_rate": {"low": 0, "high": 1, "log": True}},
+        ["search.space.learning_rate.low 0.0", "logarithm", "above 0"],
+    ),
+    "dropout up to 1": ({"dropout": {"low": 0, "high": 1}}, ["search.space.dropout holds 1.0", "less than 1"]),
+    "half a batch": ({"batch_size": {"low": 1.5, "high": 3}}, ["search.space.batch_size", "1.5", "whole"]),
+    "float batch": ({"batch_size": {"choices": [32, 64.0]}}, ["search.space.batch_size holds 64.0", "integer"]),
+    "choice twice": ({"batch_size": {"choices": [32, 32]}}, ["search.space.batch_size.choices (32, 32)", "remove it"]),
+    "choice is text": ({"batch_size": {"choices": ["x"]}}, ["search.space.batch_size.choices.0: 'x'", "change it"]),
+    "no choice": ({"batch_size": {"choices": []}}, ["search.space.batch_size.choices: []", "at least one"]),
+    "no list": ({"batch_size": {"choices": 32}}, ["search.space.batch_size.choices: 32", "must be a list"]),
+    "no range": ({"dropout": 0.3}, ["search.space.dropout: 0.3", "keys and values", "change it"]),
+    "half a range": ({"dropout": {"low": 0.3}}, ["search.space.dropout.high is missing", "add it"]),
+    "both kinds": ({"dropout": {"low": 0.3, "choices": [0.1]}}, ["search.space.dropout.low", "remove it"]),
+    "unknown": (
+        {"lerning_rate": {"low": 0.1, "high": 1}},
+        ["search.space.lerning_rate", "did you mean learning_rate?"],
+    ),
+    "named range": ({"range": {"low": 0.1}}, ["search.space.range.high is missing"]),
+    "none": ({}, ["search.space: {}", "at least one"]),
+}
+WRONG |= {f"space: {what}": ({"search": {"space": space}}, parts) for what, (space, parts) in WRONG_DIMENSIONS.items()}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_wrong_spec_is_refused_with_key_value_and_remedy(what: str) -> None:
+    content, parts = WRONG[what]
+    message = refusal({"data": DIGITS, **content})
+    assert message.startswith("job.yaml: ")
+    assert len(message.splitlines()) == 1, "one fault, one line"
+    for part in parts:
+        assert part in message
+
+
+@pytest.mark.parametrize("name", ["../x", "", "a/b", "/tmp/x", ".", "..", ".hidden", "a b", "ä", "a\n", "-x", "x" * 65])
+def test_a_name_that_is_no_plain_folder_is_refused(name: str) -> None:
+    message = refusal({"data": DIGITS, "name": name})
+    assert f"name {name!r}" in message
+    assert "letters, digits" in message
+
+
+@pytest.mark.parametrize("name", ["x" * 64, "a", "2024-05-01", "mnist_ray.v1"])
+def test_plain_names_are_taken(name: str) -> None:
+    assert a_spec(name=name).name == name
+
+
+def test_every_fault_is_named_at_once() -> None:
+    message = refusal({"retrain": {"num_epochs": 0, "workers": 0}, "sed": 1})
+    assert [line.split(" ")[1].rstrip(":") for line in message.splitlines()] == [
+        "data",
+        "retrain.num_epochs",
+        "retrain.workers",
+        "sed",
+    ]
+
+
+def nested(depth: int) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = {"a": value}
+    return value
+
+
+@pytest.mark.parametrize("place", ["name", "search", "deeper"])
+def test_deep_values_are_refused_in_few_words(place: str) -> None:
+    deep = nested(50_000)
+    content = {"search": {"space": {"dropout": deep}}} if place == "deeper" else {place: deep}
+    message = refusal({"data": DIGITS, **content})
+    assert place == "deeper" or place in message
+    assert len(message) < 500
+
+
+BAD_FILES = {
+    "empty": (b"", "must hold keys and values"),
+    "list": (b"- a\n- b\n", "must hold keys and values"),
+    "text": (b"just words", "must hold keys and values"),
+    "tabs": (b"data:\n\tname: digits\n", "not readable as YAML"),
+    "binary": (bytes(range(256)), "UTF-8"),
+    "zeros": (bytes(100), "not readable as YAML"),
+    "UTF-16": ("data: {name: digits}".encode("utf-16"), "UTF-8"),
+    "unclosed": (b"data: {name: digits", "not readable as YAML"),
+    "two documents": (b"data: {name: digits}\n---\nname: x\n", "not readable as YAML"),
+    "python object": (b"data: !!python/object/apply:os.getcwd []\n", "not readable as YAML"),
+    "bad tag": (b"data: !!bool x\n", "not readable as YAML"),
+    "bad timestamp": (b"data: !!timestamp x\n", "not readable as YAML"),
+    "bad mapping": (b"data: !!map [a]\n", "not readable as YAML"),
+    "empty integer": (b"data: !!int ''\n", "not readable as YAML"),
+    "huge integer": (b"seed: " + b"9" * 5000, "not readable as YAML"),
+    "deep": (b"[" * 5000, "not readable as YAML"),
+    "contains itself": (b"data: &d {name: *d}\n", "data.name"),
+    "list for a key": (b"? [a]\n: 3\n", "not readable as YAML"),
+    "key twice": (b"data: {name: digits}\nseed: 1\nseed: 2\n", "'seed' stands twice, remove one at line 3"),
+    "key below twice": (b"data: {name: digits, name: mnist}\n", "'name' stands twice, remove one at line 1"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_FILES)
+def test_an_unreadable_file_is_refused_by_name(tmp_path: Path, what: str) -> None:
+    content, part = BAD_FILES[what]
+    path = tmp_path / "job.yaml"
+    path.write_bytes(content)
+    with pytest.raises(SpecError) as caught:
+        load_spec(path)
+    assert str(path) in str(caught.value)
+    assert part in str(caught.value)
+
+
+def test_a_folder_or_nothing_is_refused_by_name(tmp_path: Path) -> None:
+    for path, why in (
+        (tmp_path, "directory"),
+        (tmp_path / "absent.yaml", "No such file"),
+        (tmp_path / ("x" * 300), "too long"),
+    ):
+        with pytest.raises(SpecError, match=why) as caught:
+            load_spec(path)
+        assert str(path) in str(caught.value)
+        assert "give the path of a job spec" in str(caught.value)
+
+
+# --- names that must agree
+
+
+def test_the_searched_names_are_hyperparameters() -> None:
+    assert list(Search().space) == list(Hyperparameters.model_fields)
+
+
+MAY_CHANGE_BETWEEN_SESSIONS = {
+    *("name", "storage", "data.dir"),  # where things lie
+    *("max_hours", "max_failures"),  # how long and how patiently
+    *("search.cpus_per_trial", "search.gpus_per_trial", "search.max_concurrent_trials"),  # on what
+    *("retrain.workers", "retrain.cpus_per_worker", "retrain.gpus_per_worker"),
+}
+
+
+def test_operational_keys_are_keys_and_only_those_that_no_result_depends_on() -> None:
+    assert OPERATIONAL_KEYS == MAY_CHANGE_BETWEEN_SESSIONS
+    assert spec_keys().keys() >= OPERATIONAL_KEYS
+
+
+def test_a_space_that_leaves_out_the_recipe_is_allowed_and_known() -> None:
+    assert a_spec().recipe_is_in_space
+    for space in (
+        {"dropout": {"low": 0.3, "high": 0.6}},
+        {"batch_size": {"choices": [32, 64]}},
+        {"learning_rate": {"low": 0.002, "high": 0.01, "log": True}, "dropout": {"low": 0.0, "high": 0.6}},
+    ):
+        assert not a_spec(search={"space": space}).recipe_is_in_space
+    assert a_spec(search={"space": {"batch_size": {"low": 128, "high": 129}}}).recipe_is_in_space
+
+
+# --- going on with a run
+
+OTHER_VALUES: dict[str, Any] = {
+    "name": "other",
+    "seed": 1,
+    "data.name": "mnist",
+    "data.num_validation": 4999,
+    "data.dir": "/elsewhere",
+    "recipe.learning_rate": 0.002,
+    "recipe.dropout": 0.3,
+    "recipe.batch_size": 64,
+    "search.num_trials": 19,
+    "search.num_epochs": 11,
+    "search.objective": "val_accuracy",
+    "search.space.learning_rate.low": 2e-4,
+    "search.space.learning_rate.high": 2e-2,
+    "search.space.learning_rate.log": False,
+    "search.space.dropout.low": 0.1,
+    "search.space.dropout.high": 0.5,
+    "search.space.dropout.log": True,
+    "search.space.batch_size.choices": [64, 128],
+    "search.early_stopping.grace_epochs": 2,
+    "search.early_stopping.reduction_factor": 4.0,
+    "search.cpus_per_trial": 2,
+    "search.gpus_per_trial": 0.5,
+    "search.max_concurrent_trials": 3,
+    "retrain.num_epochs": 46,
+    "retrain.seeds": [1],
+    "retrain.baseline": False,
+    "retrain.workers": 2,
+    "retrain.cpus_per_worker": 2,
+    "retrain.gpus_per_worker": 1,
+    "max_hours": 1.0,
+    "max_failures": 3,
+    "storage": "elsewhere",
+}
+
+
+def with_value(key: str, value: Any) -> JobSpec:
+    content = a_spec().model_dump(mode="json")
+    if key == "search.space.dropout.log":  # a logarithm needs a low above 0
+        content["search"]["space"]["dropout"]["low"] = 0.1
+    *parents, last = key.split(".")
+    part = content
+    for name in parents:
+        part = part[name]
+    part[last] = value
+    return parse_spec(content)
+
+
+@pytest.mark.parametrize("key", spec_keys())
+def test_a_run_refuses_another_value_of_what_defines_its_results_and_of_nothing_else(key: str) -> None:
+    recorded, asked = with_value(key, spec_keys()[key]), with_value(key, OTHER_VALUES[key])
+    assert recorded != asked
+    changes = refused_changes(recorded, asked)
+    if key in MAY_CHANGE_BETWEEN_SESSIONS:
+        assert changes == []
+    else:
+        [change] = changes
+        assert change == f"{key}: {spec_keys()[key]!r} in the run, {OTHER_VALUES[key]!r} now"
+        assert refused_changes(asked, asked) == []
+
+
+def test_more_trials_extend_a_run_and_fewer_are_refused() -> None:
+    twenty, thirty = a_spec(search={"num_trials": 20}), a_spec(search={"num_trials": 30})
+    assert refused_changes(twenty, thirty) == []
+    assert refused_changes(thirty, twenty) == ["search.num_trials: 30 in the run, 20 now"]
+
+
+def test_another_kind_of_dimension_and_another_set_of_dimensions_are_refused() -> None:
+    recorded = a_spec()
+    ranged = a_spec(search={"space": recorded.search.space | {"batch_size": {"low": 32, "high": 512}}})
+    narrower = a_spec(search={"space": {"dropout": {"low": 0.0, "high": 0.6}}})
+    without_stopping = a_spec(search={"early_stopping": None})
+    for asked in (ranged, narrower, without_stopping):
+        assert refused_changes(recorded, asked)
+        assert refused_changes(asked, recorded)
