@@ -71,8 +71,7 @@ class Checkpoints:
         }
         write_atomic(folder / TENSORS_NAME, saved.tensors)
         write_sealed_json(folder / MANIFEST_NAME, manifest)
-        for old in self._epochs()[: -self._num_kept]:
-            shutil.rmtree(old, ignore_errors=True)
+        self._remove_all_but_latest(folder)
 
     def latest(self) -> SavedState | None:
         """The latest sound checkpoint; one that is torn or of another training is named in the log and passed over."""
@@ -83,8 +82,16 @@ class Checkpoints:
                 logger.warning("checkpoint %s is not used: %s", folder, error)
         return None
 
+    def _remove_all_but_latest(self, latest: Path) -> None:
+        """What lies after `latest` could not be used, or training would have gone on from there."""
+        epochs = self._epochs()
+        kept = epochs[: epochs.index(latest) + 1][-self._num_kept :]
+        for folder in epochs:
+            if folder not in kept:
+                shutil.rmtree(folder, ignore_errors=True)
+
     def _epochs(self) -> list[Path]:
-        return sorted(self._folder.glob("epoch-*"))
+        return sorted(self._folder.glob("epoch-*"), key=lambda folder: (len(folder.name), folder.name))
 
     def _read(self, folder: Path) -> SavedState:
         manifest = read_sealed_json(folder / MANIFEST_NAME)

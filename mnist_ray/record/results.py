@@ -82,11 +82,10 @@ def results_table(run: RunDir) -> pd.DataFrame:
     """One row per training on record, typed as COLUMNS says."""
     tested = (run.stage("tested") or {}).get("scores", {})
     roles = {plan["id"]: plan["role"] for plan in (run.stage("chosen") or {}).get("retrainings", [])}
-    rows = [
-        _row(training, "trial" if stage == "search" else roles.get(training.id, "superseded"), tested)
-        for stage in STAGES
-        for training in run.trainings(stage)
-    ]
+    place = {training_id: number for number, training_id in enumerate(roles)}  # the choice before the baseline
+    retrained = sorted(run.trainings("retrain"), key=lambda training: place.get(training.id, len(place)))
+    rows = [_row(training, "trial", tested) for training in run.trainings("search")]
+    rows += [_row(training, roles.get(training.id, "superseded"), tested) for training in retrained]
     return _typed(pd.DataFrame(rows, columns=list(COLUMNS)))
 
 

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import math
 import os
+import socket
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -106,8 +107,9 @@ def connected(address: str | None, temporary_folder: Path | None, verbose: bool)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # Ray's own, about a setting of 2.x
         try:
+            _knock(target)
             ray.init(address=target, **options)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise SpecError(
                 f"--address {target}: no Ray cluster answers there ({str(error).splitlines()[0]}): start one with "
                 "'ray start --head', or leave --address out to use this machine alone"
@@ -120,6 +122,13 @@ def connected(address: str | None, temporary_folder: Path | None, verbose: bool)
         yield Capacity(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)))
     finally:
         ray.shutdown()
+
+
+def _knock(target: str) -> None:
+    """Raises OSError within three seconds if nothing listens at an address; Ray itself tries for minutes."""
+    host, _, port = target.rpartition("/")[2].rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=3).close()
 
 
 def _check_nodes(target: str) -> None:

@@ -249,7 +249,10 @@ class _Stages:
         num_ended = sum(trial.status is not None for trial in trials)
         if num_ended < len(trials) or (num_ended < self._spec.search.num_trials and not out_of_time):
             self._run.record_stage("search-interrupted", used_hours=used_s / 3600, **facts)
-            raise InterruptedRunError(f"the search was stopped after {num_ended} ended trials")
+            raise InterruptedRunError(
+                f"interrupted with {num_ended} of {self._spec.search.num_trials} trials done: "
+                "run the same command again to go on"
+            )
         self._run.record_stage(
             "searched",
             num_trials=self._spec.search.num_trials,

@@ -31,14 +31,14 @@ class TrialListener(Protocol):
     def trial_ended(self, training: Training) -> None: ...
 
 
-def run_trial(values: dict[str, Any], data: SharedData, run: RunDir, num_threads: int) -> None:
+def run_trial(values: dict[str, Any], data: SharedData, run: RunDir, settings: Search) -> None:
     """One trial, in its own process, which is reused for the next one: reports a row per epoch.
 
     What it raises is reported as a failure with its traceback rather than raised, so that the process lives on.
     """
-    torch.set_num_threads(num_threads)
+    torch.set_num_threads(settings.cpus_per_trial)
     config = TrainingConfig(**values["config"])
-    worker = Worker(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    worker = Worker(device=torch.device(_device(settings)))
     checkpoints = Checkpoints(run.checkpoints(values["training_id"]), config)
     num_reported = 0
     try:
@@ -51,6 +51,10 @@ def run_trial(values: dict[str, Any], data: SharedData, run: RunDir, num_threads
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         tune.report(_failure(reason.splitlines()[0], traceback.format_exc()))
+
+
+def _device(settings: Search) -> str:
+    return "cuda" if settings.gpus_per_trial else "cpu"
 
 
 def _failure(reason: str, trace: str | None) -> dict[str, Any]:
@@ -99,7 +103,7 @@ def search(
 
 
 def _trainable(search: Search, data: SharedData, run: RunDir) -> Any:
-    function = tune.with_parameters(run_trial, data=data, run=run, num_threads=search.cpus_per_trial)
+    function = tune.with_parameters(run_trial, data=data, run=run, settings=search)
     resources = {"cpu": search.cpus_per_trial, "gpu": search.gpus_per_trial}
     return tune.with_resources(function, resources)
 
@@ -179,7 +183,7 @@ class _Ledger(tune.Callback):
             reason,
             workers=1,
             threads=self._spec.search.cpus_per_trial,
-            device="cuda" if self._spec.search.gpus_per_trial else "cpu",
+            device=_device(self._spec.search),
             num_failures=trial.num_failures,
             log=log,
         )

@@ -108,3 +108,10 @@ def test_making_it_global_keeps_parameters_and_buffers_the_same_objects() -> Non
     assert kinds == [CpuBatchNorm2d, CpuBatchNorm2d]
     model.eval()
     assert not any(module.training for module in network.modules())
+
+
+def test_making_it_global_keeps_what_a_layer_was_told() -> None:
+    network = over_global_batch(nn.Sequential(nn.BatchNorm2d(4, eps=1e-3, momentum=0.3)).eval(), CPU)
+    [layer] = network.children()
+    assert isinstance(layer, CpuBatchNorm2d)
+    assert (layer.num_features, layer.eps, layer.momentum, layer.training) == (4, 1e-3, 0.3, False)

@@ -1,0 +1,119 @@
+"""What a user meets on the command line: help at once, one clear message for a mistake, documented exit codes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+QUICKSTART = "jobs/quickstart.yaml"
+
+
+def mnist_ray(*arguments: str | Path, **environment: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "mnist_ray.cli", *map(str, arguments)],
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "RAY_ADDRESS": "", **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_help_needs_none_of_the_heavy_imports() -> None:
+    program = (
+        "import sys, mnist_ray.cli\n"
+        "try: mnist_ray.cli.main(['run', '--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'ray', 'pandas', 'optuna', 'numpy', 'pydantic', 'rich', 'yaml'} & set(sys.modules)\n"
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_importing_the_package_does_nothing() -> None:
+    program = "import sys, mnist_ray; sys.exit(len({'torch', 'ray', 'numpy', 'yaml'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "jobs/absent.yaml"], ["jobs/absent.yaml", "cannot be read"]),
+        (["run", "README.md"], ["README.md"]),
+        (["run", QUICKSTART, "--set", "search.num_trails=5"], ["search.num_trails", "did you mean search.num_trials"]),
+        (["run", QUICKSTART, "--set", "search.num_trials=many"], ["search.num_trials", "'many'", "whole|integer"]),
+        (["run", QUICKSTART, "--set", "search.num_trials=0"], ["search.num_trials", "0", "greater than or equal to 1"]),
+        (["run", QUICKSTART, "--set", "retrain.num_epochs=0"], ["retrain.num_epochs", "0"]),
+        (["run", QUICKSTART, "--set", "recipe.dropout=1.0"], ["recipe.dropout", "1.0", "less than 1"]),
+        (["run", QUICKSTART, "--set", "search.space.dropout={low: 0.5, high: 0.1}"], ["dropout", "0.5", "0.1"]),
+        (["run", QUICKSTART, "--set", "search.space.dropout={low: 0.5, high: 1.0}"], ["dropout", "1.0", "less than 1"]),
+        (["run", QUICKSTART, "--set", "search.space.momentum={low: 0, high: 1}"], ["momentum", "no hyperparameter"]),
+        (["run", QUICKSTART, "--set", "recipe.batch_size=1"], ["recipe.batch_size 1", "retrain.workers 2"]),
+        (["run", QUICKSTART, "--set", "retrain.workers=33"], ["batch_size", "33"]),
+        (["run", QUICKSTART, "--set", "retrain.cpus_per_worker=999"], ["retrain.cpus_per_worker", "cluster has"]),
+        (["run", QUICKSTART, "--set", "search.cpus_per_trial=999"], ["search.cpus_per_trial", "999"]),
+        (["run", QUICKSTART, "--name", "../../escaped"], ["name", "../../escaped", "letters"]),
+        (["run", QUICKSTART, "--set", "nonsense"], ["--set 'nonsense'", "search.num_trials=50"]),
+        (["run", QUICKSTART, "--address", "127.0.0.1:1"], ["--address 127.0.0.1:1", "no Ray cluster answers"]),
+        (["evaluate", "nothing"], ["nothing", "there is no run"]),
+        (["predict", "README.md", "--run", "nothing"], ["there is no run"]),
+    ],
+)
+def test_a_mistake_gets_one_message_and_exit_code_2(arguments: list[str], said: list[str], tmp_path: Path) -> None:
+    done = mnist_ray(*arguments, "--storage", tmp_path / "results")
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    for part in said:
+        assert any(alternative in done.stderr for alternative in part.split("|")), done.stderr
+    assert not list(tmp_path.rglob("asked.json"))
+
+
+def test_missing_data_without_a_network_says_what_to_do(tmp_path: Path) -> None:
+    unreachable = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    done = mnist_ray(
+        "run", "jobs/mnist.yaml", "--storage", tmp_path / "results", "--data-dir", tmp_path / "data", **unreachable
+    )
+    assert done.returncode == 3, done.stderr
+    assert "Traceback" not in done.stderr
+    for part in ("train-images-idx3-ubyte.gz", str(tmp_path / "data"), "--data-dir", "quickstart.yaml"):
+        assert part in done.stderr
+
+
+def test_a_wrong_file_is_data_and_never_a_number(tmp_path: Path) -> None:
+    raw = tmp_path / "data" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        (raw / f"{name}-ubyte.gz").write_bytes(b"not what it says")
+    done = mnist_ray("run", "jobs/mnist.yaml", "--storage", tmp_path / "results", "--data-dir", tmp_path / "data")
+    assert done.returncode == 3, done.stderr
+    assert "Traceback" not in done.stderr
+    assert str(raw) in done.stderr
+
+
+def test_an_unwritable_storage_is_named(tmp_path: Path) -> None:
+    (tmp_path / "results").write_text("a file where a folder should be")
+    done = mnist_ray("run", QUICKSTART, "--storage", tmp_path / "results")
+    assert done.returncode == 6, done.stderr
+    assert "Traceback" not in done.stderr
+    assert str(tmp_path / "results") in done.stderr
+
+
+def test_doctor_looks_at_everything(tmp_path: Path) -> None:
+    done = mnist_ray("doctor", "--storage", tmp_path, "--data-dir", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for what in ("torch", "ray", "devices", "data mnist", "data digits", "storage"):
+        assert what in done.stdout
+    broken = mnist_ray("doctor", "--storage", tmp_path, "--address", "127.0.0.1:1")
+    assert broken.returncode == 2
+    assert "BAD cluster" in broken.stdout
+
+
+def test_results_of_an_empty_storage(tmp_path: Path) -> None:
+    done = mnist_ray("results", "--storage", tmp_path)
+    assert done.returncode == 0
+    assert "no runs in" in done.stdout
