@@ -33,6 +33,14 @@ def main(arguments: Sequence[str] | None = None, storage_root: Path | None = Non
         return command(parsed)
     except KeyboardInterrupt:
         return _fail("interrupted: run the same command again to go on", EXIT_INTERRUPTED)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("mnist_ray"):
+            raise
+        return _fail(
+            f"{sys.executable} lacks the package {error.name!r}: install requirements.txt there, or (on a cluster) "
+            "activate the environment that has it before 'ray start'",
+            EXIT_SPEC,
+        )
     except Exception as error:
         code = _exit_code(error)
         if code is None:

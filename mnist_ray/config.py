@@ -117,7 +117,7 @@ class EarlyStopping(_Part):
     """Asynchronous successive halving (ASHA): at each rung the worst trials of those seen so far stop."""
 
     grace_epochs: int = Field(1, ge=1)  # no trial stops before it
-    reduction_factor: float = Field(3.0, gt=1)  # one in so many goes on beyond a rung
+    reduction_factor: float = Field(4.0, gt=1)  # one in so many goes on beyond a rung
 
 
 class Search(_Part):

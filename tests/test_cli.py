@@ -113,6 +113,15 @@ def test_doctor_looks_at_everything(tmp_path: Path) -> None:
     assert "BAD cluster" in broken.stdout
 
 
+def test_a_python_without_the_requirements_is_named(tmp_path: Path) -> None:
+    """As on a node whose `python` is not the environment that has them."""
+    (tmp_path / "pandas.py").write_text("raise ModuleNotFoundError(\"No module named 'pandas'\", name='pandas')")
+    done = mnist_ray("run", QUICKSTART, PYTHONPATH=f"{tmp_path}:{REPOSITORY}")
+    assert done.returncode == 2, done.stderr
+    assert "lacks the package 'pandas'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_results_of_an_empty_storage(tmp_path: Path) -> None:
     done = mnist_ray("results", "--storage", tmp_path)
     assert done.returncode == 0

@@ -46,6 +46,15 @@ COLUMNS = {
     "log": "string",  # where a failed training's log and traceback lie, below the run's folder
 }
 
+# One row per epoch of each training.
+HISTORY_COLUMNS = {
+    "id": "string",
+    "stage": "string",
+    "epoch": "Int64",
+    "elapsed_s": "Float64",
+    **{name: kind for name, kind in COLUMNS.items() if name.startswith(("train_", "val_"))},
+}
+
 ROLE_OF_CHOICE_AND_RECIPE = "choice = baseline"  # the search found nothing better than the recipe
 
 
@@ -114,20 +123,22 @@ def _typed(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def history_table(run: RunDir) -> pd.DataFrame:
-    """Every epoch of every training: id, stage, then the epoch's row."""
+    """Every epoch of every training, typed as HISTORY_COLUMNS says."""
     rows = [
         {"id": training.id, "stage": training.stage, **row}
         for stage in STAGES
         for training in run.trainings(stage)
         for row in training.history
     ]
-    return pd.DataFrame(rows).drop(columns="at", errors="ignore")
+    return pd.DataFrame(rows, columns=list(HISTORY_COLUMNS)).astype(HISTORY_COLUMNS)
 
 
 def read_results(path: Path) -> pd.DataFrame:
     """Read results.csv or results.parquet with the types of COLUMNS."""
-    table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype=COLUMNS)
-    return _typed(table)
+    if path.suffix == ".parquet":
+        return _typed(pd.read_parquet(path))
+    # Only an empty cell is missing: pandas would also take the reason "None" for nothing.
+    return _typed(pd.read_csv(path, dtype=COLUMNS, keep_default_na=False, na_values=[""]))
 
 
 def write_tables(run: RunDir, spec: JobSpec) -> None:
@@ -212,7 +223,7 @@ def _cell(name: str, value: Any) -> str:
         return f"{value:.1f}"
     if isinstance(value, float):
         return f"{value:.4g}"
-    return str(value).replace("|", "\\|").replace("\n", " ")
+    return " ".join(str(value).split()).replace("\\", "\\\\").replace("|", "\\|")
 
 
 def read_outcome(run: RunDir) -> dict[str, Any]:

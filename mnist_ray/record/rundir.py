@@ -10,7 +10,7 @@ Everything else in the folder (tables, study, models' copies) is a view that can
 
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -77,13 +77,18 @@ class RunDir:
         """Once its outcome is on record, nothing goes on from them."""
         shutil.rmtree(self.checkpoints(training_id), ignore_errors=True)
 
-    def write_log(self, training_id: str, ending: str) -> str:
+    def write_training_log(self, training_id: str, ending: str) -> str:
         """A failed training's log: its config, its epochs, and how it ended. Returns its path below the run."""
         training = self.training(training_id)
         assert training is not None
-        lines = [f"{training_id}: {training.config}", *map(str, training.history), ending, ""]
-        path = self.path / "logs" / f"{training_id}.log"
-        write_atomic(path, "\n".join(lines).encode())
+        return self.write_log(
+            training_id, "\n".join([f"{training_id}: {training.config}", *map(str, training.history), ending, ""])
+        )
+
+    def write_log(self, name: str, text: str) -> str:
+        """Returns the log's path below the run."""
+        path = self.path / "logs" / f"{name}.log"
+        write_atomic(path, text.encode())
         return str(path.relative_to(self.path))
 
     # --- trainings
@@ -102,8 +107,8 @@ class RunDir:
 
     def trainings(self, stage: str) -> list[Training]:
         """All of a stage that are on record, in the order of their ids."""
-        folders = sorted((self._record / "trainings").glob("*/asked.json"))
-        found = (self.training(path.parent.name) for path in folders)
+        folders = _in_order(path.parent for path in (self._record / "trainings").glob("*/asked.json"))
+        found = (self.training(folder.name) for folder in folders)
         return [training for training in found if training is not None and training.stage == stage]
 
     def training(self, training_id: str) -> Training | None:
@@ -112,7 +117,7 @@ class RunDir:
         asked = _read_if_there(folder / "asked.json")
         if asked is None:
             return None
-        history = [read_sealed_json(path) for path in sorted(folder.glob("epoch-*.json"))]
+        history = [read_sealed_json(path) for path in _in_order(folder.glob("epoch-*.json"))]
         return Training(
             id=asked["id"],
             stage=asked["stage"],
@@ -145,7 +150,13 @@ class RunDir:
         return [read_sealed_json(path) for path in self._stages()]
 
     def _stages(self) -> Iterator[Path]:
-        yield from sorted((self._record / "stages").glob("*-*.json"))
+        # Not the hidden leftovers of a process that was killed while it wrote: pathlib's * matches those too.
+        yield from sorted((self._record / "stages").glob("[0-9]*-*.json"))
+
+
+def _in_order(paths: Iterable[Path]) -> list[Path]:
+    """By number, beyond four digits too."""
+    return sorted(paths, key=lambda path: (len(path.name), path.name))
 
 
 def _read_if_there(path: Path) -> Any:

@@ -23,6 +23,7 @@ ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # prints came twice
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # three more files a trial that nothing reads
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a failed trial reports why, and has no score
     "TORCH_CPP_LOG_LEVEL": "ERROR",  # DDP's advice about find_unused_parameters, which is meant here
     "OMP_WAIT_POLICY": "PASSIVE",
 }

@@ -4,6 +4,7 @@ import threading
 import traceback
 import uuid
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,11 +84,33 @@ def retrain(
             failure_config=FailureConfig(max_failures=max_failures),
         ),
     )
-    with _Receiver(inbox, receive):
+    fitted = _in_background(trainer.fit)
+    finished = False
+    while not finished:
+        finished = fitted in wait([fitted], timeout=POLL_S).done
+        for message in ray.get(inbox.take.remote()):
+            receive(message)
+    try:
+        fitted.result()
+    except ray.train.TrainingFailedError as error:
+        raise GroupFailedError(str(error)) from error
+
+
+def _in_background(call: Callable[[], Any]) -> "Future[Any]":
+    """Call in a thread that does not outlive the process.
+
+    On the main thread Ray Train takes SIGINT for itself, and ends the process with exit code 0.
+    """
+    future: Future[Any] = Future()
+
+    def run() -> None:
         try:
-            trainer.fit()
-        except ray.train.TrainingFailedError as error:
-            raise GroupFailedError(str(error)) from error
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="ray-train", daemon=True).start()
+    return future
 
 
 def _resources(settings: Retrain) -> dict[str, float]:
@@ -145,38 +168,3 @@ class _Inbox:
     def take(self) -> list[Message]:
         taken, self._messages = self._messages, []
         return taken
-
-
-class _Receiver:
-    """Hands what arrives in the inbox to `receive`, in a thread, while the driver waits for Ray Train.
-
-    An error of `receive` (a full disk) is raised at the end of the block.
-    """
-
-    def __init__(self, inbox: Any, receive: Callable[[Message], None]) -> None:
-        self._inbox = inbox
-        self._receive = receive
-        self._stopping = threading.Event()
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="inbox", daemon=True)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        self._stopping.set()
-        self._thread.join()
-        if error is None and self._error is not None:
-            raise self._error
-
-    def _run(self) -> None:
-        try:
-            while not self._stopping.wait(POLL_S):
-                self._deliver()
-            self._deliver()
-        except Exception as error:
-            self._error = error
-
-    def _deliver(self) -> None:
-        for message in ray.get(self._inbox.take.remote()):
-            self._receive(message)

@@ -3,6 +3,7 @@
 import logging
 import os
 import platform
+import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -57,6 +58,22 @@ class Listener(Protocol):
     def retraining_epoch(self, training_id: str, role: str, row: dict[str, Any], num_epochs: int) -> None: ...
 
 
+class Silent:
+    """The listener of whoever does not want to see anything."""
+
+    def note(self, text: str) -> None: ...
+
+    def stage_began(self, stage: str, total: int, done: int, unit: str) -> None: ...
+
+    def stage_ended(self, stage: str, elapsed_s: float) -> None: ...
+
+    def trial_epoch(self, training_id: str, row: dict[str, Any]) -> None: ...
+
+    def trial_ended(self, training: Training) -> None: ...
+
+    def retraining_epoch(self, training_id: str, role: str, row: dict[str, Any], num_epochs: int) -> None: ...
+
+
 @dataclass(frozen=True)
 class Site:
     """Where a job runs: none of it defines its results."""
@@ -66,7 +83,10 @@ class Site:
     verbose: bool = False
 
 
-def run_job(spec: JobSpec, site: Site, listener: Listener) -> RunDir:
+HERE, SILENT = Site(), Silent()
+
+
+def run_job(spec: JobSpec, site: Site = HERE, listener: Listener = SILENT) -> RunDir:
     """Everything: search, choose, retrain, test, tables. A finished run is returned as it is.
 
     Raises SpecError, DataError, TrainingFailedError, InterruptedRunError, OSError.
@@ -74,12 +94,12 @@ def run_job(spec: JobSpec, site: Site, listener: Listener) -> RunDir:
     return _run_stages(spec, site, listener, until="tested", with_search=True)
 
 
-def search_job(spec: JobSpec, site: Site, listener: Listener) -> RunDir:
+def search_job(spec: JobSpec, site: Site = HERE, listener: Listener = SILENT) -> RunDir:
     """Only the search and the choice; `run_job` goes on from there. Raises as `run_job`."""
     return _run_stages(spec, site, listener, until="chosen", with_search=True)
 
 
-def train_job(spec: JobSpec, site: Site, listener: Listener) -> RunDir:
+def train_job(spec: JobSpec, site: Site = HERE, listener: Listener = SILENT) -> RunDir:
     """Train and test the spec's recipe, without a search. Raises as `run_job`."""
     return _run_stages(spec, site, listener, until="tested", with_search=False)
 
@@ -134,6 +154,7 @@ def _run_stages(spec: JobSpec, site: Site, listener: Listener, until: str, with_
                 stages.test()
         finally:
             write_tables(run, spec)
+    shutil.rmtree(run.ray_state, ignore_errors=True)  # of no use to anybody any more
     return run
 
 
@@ -152,6 +173,8 @@ def _versions() -> dict[str, str]:
 
 
 def _search_is_open(run: RunDir, spec: JobSpec) -> bool:
+    if run.stage("unsealed"):
+        return False  # a choice made after that proves nothing
     searched = run.stage("searched")
     if searched is None or searched["num_trials"] < spec.search.num_trials:
         return True
@@ -272,6 +295,11 @@ class _Stages:
             if best is None:
                 raise TrainingFailedError(self._why_no_choice())
             self._record_choice(best.training, best.score, best.is_complete)
+            if not best.is_complete:
+                self._listener.note(
+                    f"no trial reached the full budget of {self._spec.search.num_epochs} epochs; "
+                    f"{best.training.id} is the best of those that got furthest ({best.training.epochs_done} epochs)"
+                )
         elif not with_search and self._run.stage("chosen") is None:
             self._record_choice(None, None, True)
 
@@ -348,7 +376,12 @@ class _Stages:
                     self._receive,
                 )
             except distributed.GroupFailedError as error:
-                raise TrainingFailedError(f"the retraining failed: {error}") from error
+                log = self._run.write_log("retrain", str(error))
+                reason = str(error).strip().splitlines()[-1]
+                raise TrainingFailedError(
+                    f"the retraining failed: {reason} (log: {self._run.path / log}): run the same command again to go "
+                    "on once the cause is mended"
+                ) from error
         self._run.record_stage("retrained", **facts)
 
     def _has_ended(self, training_id: str) -> bool:
@@ -372,7 +405,7 @@ class _Stages:
         if message.model is not None:
             write_atomic(self._run.model(message.id), message.model)
         else:
-            log = self._run.write_log(message.id, f"{message.failure}\n\n{message.trace}")
+            log = self._run.write_training_log(message.id, f"{message.failure}\n\n{message.trace}")
         self._run.record_ended(
             message.id,
             "complete" if message.failure is None else "failed",

@@ -15,7 +15,7 @@ from ray.tune.search import Searcher
 from mnist_ray.config import EarlyStopping, Hyperparameters, JobSpec, Search, TrainingConfig
 from mnist_ray.learning.checkpoint import Checkpoints, fit_resumably
 from mnist_ray.learning.training import DivergedError, Worker
-from mnist_ray.record.rundir import RunDir, Training
+from mnist_ray.record.rundir import RunDir, Status, Training
 from mnist_ray.record.study import SearchStudy, direction, seed_of_trial
 from mnist_ray.running.shared_data import SharedData
 
@@ -100,6 +100,7 @@ def search(
         ),
     )
     tuner.fit()
+    ledger.end_what_time_stopped()
 
 
 def _trainable(search: Search, data: SharedData, run: RunDir) -> Any:
@@ -125,6 +126,7 @@ class _Ledger(tune.Callback):
         self._deadline = time.monotonic() + (float("inf") if seconds_left is None else seconds_left)
         self._study = SearchStudy(spec, trials)
         self._unfinished = [trial for trial in trials if trial.status is None]
+        self._in_flight: dict[str, Trial | None] = {}  # by training; Tune's trial once it has reported
         self.scheduler = RecordedASHA(spec.search)
         self.scheduler.replay(trials)
 
@@ -135,6 +137,7 @@ class _Ledger(tune.Callback):
         """The values for Tune's next trial: one that was interrupted, else a new suggestion; None if there is none."""
         if self._unfinished:
             training = self._unfinished.pop(0)
+            self._in_flight[training.id] = None
             return {"training_id": training.id, "config": training.config}
         number = self._study.num_asked
         if number >= self._spec.search.num_trials:
@@ -144,11 +147,13 @@ class _Ledger(tune.Callback):
         config = self._spec.training(hyperparameters, self._spec.search.num_epochs, seed).model_dump()
         training_id = f"trial-{number:04d}"
         self._run.record_asked(training_id, "search", config, number=number)
+        self._in_flight[training_id] = None
         return {"training_id": training_id, "config": config}
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
+        self._in_flight[trial.config["training_id"]] = trial
         if FAILURE not in result:
             row = {key: value for key, value in result.items() if _is_of_row(key)}
             self._run.record_epoch(trial.config["training_id"], row)
@@ -157,26 +162,36 @@ class _Ledger(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         result = trial.last_result or {}
         epoch = result.get("epoch", 0)
+        training_id = trial.config["training_id"]
         if FAILURE in result:
-            self._end(trial, "failed", result[FAILURE], result[TRACEBACK])
+            self._end(training_id, trial.num_failures, "failed", result[FAILURE], result[TRACEBACK])
         elif epoch >= self._spec.search.num_epochs:
-            self._end(trial, "complete", None)
+            self._end(training_id, trial.num_failures, "complete", None)
         elif trial.trial_id in self.scheduler.stopped:
-            self._end(trial, "pruned", f"among the worst at epoch {epoch}")
-        elif time.monotonic() >= self._deadline:
-            self._end(trial, "stopped", f"max_hours {self._spec.max_hours} were over at epoch {epoch}")
-        # else: interrupted, and left open
+            self._end(training_id, trial.num_failures, "pruned", f"among the worst at epoch {epoch}")
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         error = trial.get_error()
         reason = " ".join(str(error).split()) or type(error).__name__
-        self._end(trial, "failed", f"its process died: {reason[:300]}", str(error))
-
-    def _end(self, trial: Trial, status: Any, reason: str | None, trace: str | None = None) -> None:
         training_id = trial.config["training_id"]
+        self._end(training_id, trial.num_failures, "failed", f"its process died: {reason[:300]}", str(error))
+
+    def end_what_time_stopped(self) -> None:
+        """Tune says nothing of the trials that it stops as a whole. Those of an interrupted search stay open."""
+        if time.monotonic() < self._deadline:
+            return
+        for training_id, trial in list(self._in_flight.items()):
+            self._end(
+                training_id, trial.num_failures if trial else 0, "stopped", f"max_hours {self._spec.max_hours} over"
+            )
+
+    def _end(
+        self, training_id: str, num_failures: int, status: Status, reason: str | None, trace: str | None = None
+    ) -> None:
+        del self._in_flight[training_id]
         log = None
         if status == "failed":
-            log = self._run.write_log(training_id, f"{reason}\n\n{trace or ''}")
+            log = self._run.write_training_log(training_id, f"{reason}\n\n{trace or ''}")
         self._run.record_ended(
             training_id,
             status,
@@ -184,7 +199,7 @@ class _Ledger(tune.Callback):
             workers=1,
             threads=self._spec.search.cpus_per_trial,
             device=_device(self._spec.search),
-            num_failures=trial.num_failures,
+            num_failures=num_failures,
             log=log,
         )
         training = self._run.training(training_id)

@@ -1,4 +1,4 @@
-"""The loop is the textbook's: the same steps, an order and masks that follow from the seed, and an end when it diverges."""
+"""The loop takes the textbook's steps, in an order that follows from the seed, and ends when the loss diverges."""
 
 import dataclasses
 import math
@@ -15,12 +15,14 @@ from mnist_ray.learning.model import MnistCNN
 from mnist_ray.learning.training import (
     DivergedError,
     EpochReport,
+    Examples,
     TrainingData,
     TrainState,
     Worker,
     evaluate,
     fit,
     predict,
+    train_one_epoch,
 )
 
 CONFIG = TrainingConfig(num_epochs=2, batch_size=32, dropout=0.25)
@@ -47,27 +49,24 @@ def without_times(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def test_it_takes_the_steps_of_a_loop_written_by_hand(few_digits: TrainingData) -> None:
     """Whole batches and torch's own layers and mean loss, in float64; dropout off, whose masks are ours."""
-    config = TrainingConfig(num_epochs=20, batch_size=len(few_digits.train), dropout=0.0, learning_rate=0.01)
-    state, reports = trained(few_digits, config, torch.float64)
+    train = Examples(few_digits.train.images[:40], few_digits.train.labels[:40])
+    data = dataclasses.replace(few_digits, train=train, validation=train)
+    config = TrainingConfig(num_epochs=10, batch_size=40, dropout=0.0, learning_rate=0.01)
+    _, reports = trained(data, config, torch.float64)
 
-    by_hand = TrainState.initial(config, few_digits.statistics, dtype=torch.float64).model
+    by_hand = TrainState.initial(config, data.statistics, dtype=torch.float64).model
+    by_hand.to(memory_format=torch.contiguous_format)
     optimizer = torch.optim.Adam(by_hand.parameters(), lr=0.01)
-    losses = []
-    by_hand.to(memory_format=torch.contiguous_format).train()
-    for _ in range(20):
-        loss = nn.functional.cross_entropy(by_hand(few_digits.train.images), few_digits.train.labels)
+    for report in reports:
+        loss = nn.functional.cross_entropy(by_hand.train()(train.images), train.labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss.detach()))
-
-    assert [report.train.loss for report in reports] == pytest.approx(losses, rel=1e-7)
-    assert losses[-1] < 0.1 * losses[0], "and it learns"
-    assert few_digits.validation is not None
-    logits = predict(by_hand, few_digits.validation.images)
-    expected = float(nn.functional.cross_entropy(logits, few_digits.validation.labels))
-    assert reports[-1].validation is not None
-    assert reports[-1].validation.loss == pytest.approx(expected, rel=1e-5)
+        assert report.train.loss == pytest.approx(float(loss.detach()), rel=1e-6)
+        assert report.validation is not None
+        expected = float(nn.functional.cross_entropy(predict(by_hand, train.images), train.labels))
+        assert report.validation.loss == pytest.approx(expected, rel=1e-6)
+    assert reports[-1].train.loss < 0.1 * reports[0].train.loss, "and it learns"
 
 
 def test_a_ragged_batch_weighs_its_examples_like_any_other(few_digits: TrainingData) -> None:
@@ -115,6 +114,22 @@ def test_training_leaves_the_random_state_as_it_was(few_digits: TrainingData) ->
     before = torch.get_rng_state()
     trained(few_digits, CONFIG.model_copy(update={"num_epochs": 1}))
     assert torch.get_rng_state().equal(before)
+
+
+def test_each_epoch_and_each_rank_draws_its_own_masks(few_digits: TrainingData) -> None:
+    """The same masks every epoch, or on every rank, would leave out the same features again and again."""
+    seeds = []
+    for epoch, rank in ((1, 0), (2, 0), (1, 1), (1, 0)):
+        state = TrainState.initial(CONFIG, few_digits.statistics)
+        drawn: list[int] = []
+        state.model.register_forward_hook(
+            lambda module, inputs, output, drawn=drawn: drawn.append(torch.initial_seed())
+        )
+        train_one_epoch(state.model, state.optimizer, few_digits.train, CONFIG, epoch, Worker(rank, 2))
+        assert len(set(drawn)) == 1
+        seeds.append(drawn[0])
+    assert len({*seeds[:3]}) == 3
+    assert seeds[3] == seeds[0]
 
 
 def test_initial_weights_follow_from_the_seed_alone() -> None:
@@ -182,9 +197,16 @@ def test_divergence_ends_the_training_with_epoch_and_value(few_digits: TrainingD
     assert all(math.isfinite(row["train_loss"]) and math.isfinite(row["val_loss"]) for row in state.history)
 
 
+def test_divergence_is_seen_without_a_validation_split(few_digits: TrainingData) -> None:
+    config = CONFIG.model_copy(update={"learning_rate": 1e12, "num_epochs": 50})
+    state = TrainState.initial(config, few_digits.statistics)
+    with pytest.raises(DivergedError, match=r"diverged: train_loss is (nan|inf) in epoch \d+"):
+        list(fit(state, dataclasses.replace(few_digits, validation=None), config))
+
+
 def test_divergence_seen_only_in_validation_counts(few_digits: TrainingData) -> None:
     """One step an epoch: the loss before it is finite, the weights after it are not."""
-    config = TrainingConfig(num_epochs=2, batch_size=101, learning_rate=3e38)
+    config = TrainingConfig(num_epochs=2, batch_size=101, learning_rate=1e37)
     state = TrainState.initial(config, few_digits.statistics)
     with pytest.raises(DivergedError, match=r"val_loss is (nan|inf) in epoch 1"):
         list(fit(state, few_digits, config))

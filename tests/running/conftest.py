@@ -1,11 +1,14 @@
 """One real Ray head for all tests that run jobs: its own ports, its own folder, token authentication on."""
 
+import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +44,7 @@ def head() -> Iterator[Head]:
     token.chmod(0o600)
     secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     gcs, dashboard, client, agent, metrics, environment_agent = free_ports(6)
-    command = [
+    command: list[str | Path] = [
         BIN / "ray", "start", "--head", "--block", "--num-cpus=2", "--num-gpus=0", "--disable-usage-stats",
         "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", "--include-dashboard=true",
         f"--port={gcs}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}",
@@ -50,24 +53,49 @@ def head() -> Iterator[Head]:
     ]  # fmt: skip
     environment = {**os.environ, **secret, "OMP_WAIT_POLICY": "PASSIVE", "TORCH_CPP_LOG_LEVEL": "ERROR"}
     environment["HOME"] = str(folder)
+    environment["PATH"] = f"{BIN}:{environment['PATH']}"  # as from an activated environment: jobs start "python"
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=folder)
     address = f"127.0.0.1:{gcs}"
     try:
-        _wait_for(address, {**os.environ, **secret}, folder / "log")
+        _wait_for(address, f"http://127.0.0.1:{dashboard}", {**os.environ, **secret}, folder / "log")
         yield Head(address, f"http://127.0.0.1:{dashboard}", secret, folder, process.pid)
     finally:
-        process.terminate()  # with --block this ends all of the head's processes
+        for pid in [*descendants(process.pid), process.pid]:  # SIGTERM to the head alone takes half a minute
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         process.wait(timeout=60)
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _wait_for(address: str, environment: dict[str, str], log: Path) -> None:
-    command = [BIN / "ray", "health-check", "--address", address]
+def _wait_for(address: str, dashboard: str, environment: dict[str, str], log: Path) -> None:
+    """Until the cluster and its job server answer; the job server is the later one."""
+    command: list[str | Path] = [BIN / "ray", "health-check", "--address", address]
+    submitted: list[str | Path] = [BIN / "ray", "job", "list", "--address", dashboard]
     for _ in range(30):
-        if subprocess.run(command, env=environment, capture_output=True, timeout=60).returncode == 0:
+        answers = (
+            subprocess.run(each, env=environment, capture_output=True, timeout=60) for each in (command, submitted)
+        )
+        if all(answer.returncode == 0 for answer in answers):
             return
+        time.sleep(1)
     raise RuntimeError(f"the head did not start:\n{log.read_text()}")
+
+
+def descendants(ancestor: int) -> dict[int, str]:
+    """The command lines of the processes below one, by process id."""
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    lines = [line.split(maxsplit=2) for line in listed.splitlines()]
+    commands = {int(pid): " ".join(command) for pid, _, *command in lines}
+    children: dict[int, list[int]] = {}
+    for pid, parent, *_ in lines:
+        children.setdefault(int(parent), []).append(int(pid))
+    found, waiting = {}, list(children.get(ancestor, []))
+    while waiting:
+        pid = waiting.pop()
+        found[pid] = commands[pid]
+        waiting += children.get(pid, [])
+    return found
 
 
 @pytest.fixture

@@ -25,33 +25,24 @@ from mnist_ray import (
 )
 from mnist_ray.record.rundir import Training
 from mnist_ray.running.evaluation import evaluate_run, predict_images
-from mnist_ray.running.job import TrainingFailedError
+from mnist_ray.running.job import Silent, TrainingFailedError
+from tests.running.conftest import Head, descendants
 
 NOWHERE = Site(address="127.0.0.1:1")  # joining it fails, so a run that works with it joins nothing
 
 
-class Silent:
-    """A listener that only counts."""
+class Remembering(Silent):
+    """A listener that keeps what it is told."""
 
     def __init__(self) -> None:
         self.trials: list[Training] = []
         self.notes: list[str] = []
-        self.epochs: list[tuple[str, int]] = []
 
     def note(self, text: str) -> None:
         self.notes.append(text)
 
-    def stage_began(self, stage: str, total: int, done: int, unit: str) -> None: ...
-
-    def stage_ended(self, stage: str, elapsed_s: float) -> None: ...
-
-    def trial_epoch(self, training_id: str, row: dict[str, Any]) -> None: ...
-
     def trial_ended(self, training: Training) -> None:
         self.trials.append(training)
-
-    def retraining_epoch(self, training_id: str, role: str, row: dict[str, Any], num_epochs: int) -> None:
-        self.epochs.append((training_id, row["epoch"]))
 
 
 def small_spec(storage: Path, **changes: Any) -> JobSpec:
@@ -69,12 +60,12 @@ def small_spec(storage: Path, **changes: Any) -> JobSpec:
 
 
 @pytest.fixture(scope="module")
-def finished(head: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[JobSpec, RunDir]:
+def finished(head: Head, tmp_path_factory: pytest.TempPathFactory) -> tuple[JobSpec, RunDir]:
     spec = small_spec(tmp_path_factory.mktemp("finished"))
     with pytest.MonkeyPatch.context() as patch:
         for name, value in head.environment.items():
             patch.setenv(name, value)
-        return spec, run_job(spec, Site(head.address), Silent())
+        return spec, run_job(spec, Site(head.address))
 
 
 def test_every_training_is_one_row_and_says_what_it_did(finished: tuple[JobSpec, RunDir]) -> None:
@@ -162,7 +153,7 @@ def test_the_models_predict_image_files(finished: tuple[JobSpec, RunDir], tmp_pa
 def test_a_finished_run_is_shown_and_not_repeated(finished: tuple[JobSpec, RunDir]) -> None:
     spec, run = finished
     before = sorted((path, path.stat().st_mtime_ns) for path in run.path.rglob("*"))
-    listener = Silent()
+    listener = Remembering()
     run_job(spec, NOWHERE, listener)
     assert listener.notes == [f"{run.path} is finished: nothing to do"]
     assert sorted((path, path.stat().st_mtime_ns) for path in run.path.rglob("*")) == before
@@ -177,28 +168,28 @@ def test_what_defines_results_cannot_change(
 ) -> None:
     spec, _ = finished
     with pytest.raises(SpecError, match=named):
-        run_job(small_spec(Path(spec.storage), **change), NOWHERE, Silent())
+        run_job(small_spec(Path(spec.storage), **change), NOWHERE)
 
 
 def test_no_trial_is_added_after_the_test(finished: tuple[JobSpec, RunDir]) -> None:
     spec, _ = finished
     with pytest.raises(SpecError, match=r"search\.num_trials: 5 in the run, 6 now.*unsealed"):
-        run_job(small_spec(Path(spec.storage), search__num_trials=6), NOWHERE, Silent())
+        run_job(small_spec(Path(spec.storage), search__num_trials=6), NOWHERE)
 
 
 def test_best_yaml_trains_the_choice_again(finished: tuple[JobSpec, RunDir], joined: str, tmp_path: Path) -> None:
     _, run = finished
     spec = load_spec(run.best_spec, [f"storage={tmp_path}"])
-    again = train_job(spec, Site(joined), Silent())
+    again = train_job(spec, Site(joined))
     scores = (run.stage("tested") or {})["scores"]
     (score,) = (again.stage("tested") or {})["scores"].values()
     assert score in scores.values()
 
 
 def test_more_trials_extend_a_search_and_reopen_the_choice(joined: str, tmp_path: Path) -> None:
-    run = search_job(small_spec(tmp_path, search__num_trials=3), Site(joined), Silent())
+    run = search_job(small_spec(tmp_path, search__num_trials=3), Site(joined))
     earlier = {training.id: training for training in run.trainings("search")}
-    listener = Silent()
+    listener = Remembering()
     run = search_job(small_spec(tmp_path, search__num_trials=5), Site(joined), listener)
     later = {training.id: training for training in run.trainings("search")}
     assert len(later) == 5
@@ -214,7 +205,7 @@ def test_a_trial_that_diverges_or_raises_is_recorded_and_never_chosen(joined: st
     blocked = tmp_path / "small" / "checkpoints" / "trial-0000"
     blocked.parent.mkdir(parents=True)
     blocked.write_text("a file where the trial wants a folder")
-    run = search_job(spec, Site(joined), Silent())
+    run = search_job(spec, Site(joined))
     trials = run.trainings("search")
     assert len(trials) == 8
     raised = trials[0]
@@ -234,16 +225,32 @@ def test_a_trial_that_diverges_or_raises_is_recorded_and_never_chosen(joined: st
     assert study.trials[0].user_attrs["reason"] == raised.ended["reason"]
 
 
+def test_a_retraining_that_cannot_go_on_says_why_and_goes_on_later(joined: str, tmp_path: Path) -> None:
+    spec = small_spec(tmp_path, max_failures=0)
+    blocked = tmp_path / "small" / "checkpoints" / "train-recipe-seed-0"
+    blocked.parent.mkdir(parents=True)
+    blocked.write_text("a file where the training wants a folder")
+    with pytest.raises(
+        TrainingFailedError, match=r"the retraining failed: .*train-recipe-seed-0.*\(log: .*retrain\.log"
+    ):
+        train_job(spec, Site(joined))
+    blocked.unlink()
+    run = train_job(spec, Site(joined))
+    (trained,) = run.trainings("retrain")
+    assert [row["epoch"] for row in trained.history] == [1, 2, 3]
+    assert trained.status == "complete"
+
+
 def test_when_every_trial_fails_the_job_says_so(joined: str, tmp_path: Path) -> None:
     spec = small_spec(tmp_path, search__space={"learning_rate": {"choices": [1e30, 1e31]}}, search__num_trials=2)
     with pytest.raises(TrainingFailedError, match=r"all 2 trials.*diverged.*log: "):
-        run_job(spec, Site(joined), Silent())
+        run_job(spec, Site(joined))
 
 
-def test_a_trial_whose_process_dies_is_started_again_and_counted(joined: str, tmp_path: Path) -> None:
+def test_a_trial_whose_process_dies_is_started_again_and_counted(head: Head, joined: str, tmp_path: Path) -> None:
     spec = small_spec(tmp_path, search__num_trials=1, search__num_epochs=8, search__early_stopping=None)
-    killed = _kill_a_trial_once(tmp_path)
-    run = search_job(spec, Site(joined), Silent())
+    killed = _kill_a_trial_once(head, tmp_path)
+    run = search_job(spec, Site(joined))
     killed.join()
     (trial,) = run.trainings("search")
     assert trial.status == "complete"
@@ -252,10 +259,10 @@ def test_a_trial_whose_process_dies_is_started_again_and_counted(joined: str, tm
     assert trial.ended["num_failures"] == 1
 
 
-def test_a_trial_that_dies_too_often_is_failed(joined: str, tmp_path: Path) -> None:
+def test_a_trial_that_dies_too_often_is_failed(head: Head, joined: str, tmp_path: Path) -> None:
     spec = small_spec(tmp_path, search__num_trials=2, search__num_epochs=8, search__early_stopping=None, max_failures=0)
-    killed = _kill_a_trial_once(tmp_path)
-    run = search_job(spec, Site(joined), Silent())
+    killed = _kill_a_trial_once(head, tmp_path)
+    run = search_job(spec, Site(joined))
     killed.join()
     statuses = sorted(str(trial.status) for trial in run.trainings("search"))
     assert statuses == ["complete", "failed"]
@@ -265,7 +272,7 @@ def test_a_trial_that_dies_too_often_is_failed(joined: str, tmp_path: Path) -> N
     assert (run.path / failed.ended["log"]).is_file()
 
 
-def _kill_a_trial_once(storage: Path) -> threading.Thread:
+def _kill_a_trial_once(head: Head, storage: Path) -> threading.Thread:
     """Kill one trial's process after its second epoch."""
 
     def kill() -> None:
@@ -273,30 +280,19 @@ def _kill_a_trial_once(storage: Path) -> threading.Thread:
         while not list((storage / "small" / "record").glob("trainings/trial-*/epoch-0002.json")):
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        victims = [
-            int(path.parent.name) for path in Path("/proc").glob("[0-9]*/cmdline") if _is_trial_of(path, storage)
-        ]
-        os.kill(victims[0], signal.SIGKILL)
+        trials = [pid for pid, command in descendants(head.pid).items() if "ray::ImplicitFunc" in command]
+        os.kill(trials[0], signal.SIGKILL)  # no test runs two jobs at a time
 
     thread = threading.Thread(target=kill)
     thread.start()
     return thread
 
 
-def _is_trial_of(cmdline: Path, storage: Path) -> bool:
-    """Whether a process is a trial below `storage`: Tune changes into the trial's folder."""
-    try:
-        is_trial = cmdline.read_bytes().startswith(b"ray::")
-        return is_trial and str(storage) in os.readlink(cmdline.parent / "cwd")  # noqa: PTH115
-    except OSError:
-        return False
-
-
 def test_a_time_budget_ends_the_search_in_good_order(joined: str, tmp_path: Path) -> None:
     spec = small_spec(
         tmp_path, search__num_trials=500, search__num_epochs=4, max_hours=12 / 3600, retrain__num_epochs=1
     )
-    run = run_job(spec, Site(joined), Silent())
+    run = run_job(spec, Site(joined))
     searched = run.stage("searched")
     assert searched is not None
     assert searched["out_of_time"]
@@ -310,10 +306,10 @@ def test_more_workers_than_the_cluster_has_are_refused(joined: str, tmp_path: Pa
     with pytest.raises(
         SpecError, match=r"retrain\.workers: 3 workers .* the cluster has 2: use --set retrain\.workers=2"
     ):
-        run_job(small_spec(tmp_path, retrain__workers=3), Site(joined), Silent())
+        run_job(small_spec(tmp_path, retrain__workers=3), Site(joined))
     assert not (tmp_path / "small" / "record" / "trainings").exists()
 
 
 def test_a_cluster_that_does_not_answer_is_named(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="no Ray cluster answers"):
-        run_job(small_spec(tmp_path), NOWHERE, Silent())
+        run_job(small_spec(tmp_path), NOWHERE)

@@ -23,7 +23,7 @@ def submit(head: Head, *arguments: str, token: bool = True) -> "subprocess.Compl
     environment |= {"HOME": str(head.folder / "client"), "RAY_ADDRESS": head.dashboard}
     if token:
         environment |= head.environment
-    command = [
+    command: list[str | Path] = [
         BIN / "ray", "job", "submit", "--working-dir", ".", "--runtime-env", "jobs/runtime-env.yaml", "--",
         "python", "jobs/run.py", "jobs/quickstart.yaml", *arguments,
     ]  # fmt: skip
@@ -46,7 +46,15 @@ def test_a_submitted_quickstart_gets_what_a_local_one_gets(submitted: tuple[str,
     assert f"everything lies in {run}" in printed  # an absolute place, named in the log
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
     temporary = Path(f"/tmp/mrl-{os.getpid()}")
-    command = [BIN / "mnist-ray", "run", "jobs/quickstart.yaml", "--storage", tmp_path, "--ray-dir", temporary]
+    command: list[str | Path] = [
+        BIN / "mnist-ray",
+        "run",
+        "jobs/quickstart.yaml",
+        "--storage",
+        tmp_path,
+        "--ray-dir",
+        temporary,
+    ]
     local = subprocess.run(
         [*command, *ONE_AT_A_TIME],
         cwd=REPOSITORY,
@@ -90,7 +98,12 @@ def test_a_submitted_mistake_fails_the_job(head: Head) -> None:
 @pytest.fixture
 def dashboard(submitted: tuple[str, Path]) -> Iterator[str]:
     (port,) = free_ports(1)
-    command = [BIN / "optuna-dashboard", f"sqlite:///{submitted[1] / 'study.sqlite3'}", "--port", str(port)]
+    command: list[str | Path] = [
+        BIN / "optuna-dashboard",
+        f"sqlite:///{submitted[1] / 'study.sqlite3'}",
+        "--port",
+        str(port),
+    ]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         yield f"http://127.0.0.1:{port}"
         process.terminate()
