@@ -68,7 +68,7 @@ def retrain(
 
     `receive` gets every message in order, in this process. Raises GroupFailedError.
     """
-    inbox = ray.remote(_Inbox).options(num_cpus=0, scheduling_strategy=_this_node()).remote()
+    inbox: Any = ray.remote(_Inbox).options(num_cpus=0, scheduling_strategy=_this_node()).remote()
     trainer = TorchTrainer(
         _train_in_group,
         train_loop_config={"trainings": list(trainings), "data": data, "inbox": inbox, "settings": settings},

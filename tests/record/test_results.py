@@ -211,6 +211,7 @@ def test_the_table_reads_back_exactly_and_typed(whole_run: RunDir, name: str) ->
     table = results_table(whole_run)
     again = read_results(getattr(whole_run, name))
     assert {column: str(kind) for column, kind in again.dtypes.items()} == COLUMNS
+    assert set(COLUMNS.values()) == {"string", "Int64", "Float64"}, "kinds in which missing stays missing"
     pd.testing.assert_frame_equal(again, table, check_exact=True)
     assert again["reason"].iloc[5 : 5 + len(REASONS)].tolist() == REASONS
 

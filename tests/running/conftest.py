@@ -90,11 +90,12 @@ def descendants(ancestor: int) -> dict[int, str]:
     children: dict[int, list[int]] = {}
     for pid, parent, *_ in lines:
         children.setdefault(int(parent), []).append(int(pid))
-    found, waiting = {}, list(children.get(ancestor, []))
+    found: dict[int, str] = {}
+    waiting = list(children.get(ancestor, []))
     while waiting:
-        pid = waiting.pop()
-        found[pid] = commands[pid]
-        waiting += children.get(pid, [])
+        child = waiting.pop()
+        found[child] = commands[child]
+        waiting += children.get(child, [])
     return found
 
 
