@@ -376,7 +376,7 @@ OTHER_VALUES: dict[str, Any] = {
     "search.space.dropout.log": True,
     "search.space.batch_size.choices": [64, 128],
     "search.early_stopping.grace_epochs": 2,
-    "search.early_stopping.reduction_factor": 4.0,
+    "search.early_stopping.reduction_factor": 7.5,
     "search.cpus_per_trial": 2,
     "search.gpus_per_trial": 0.5,
     "search.max_concurrent_trials": 3,
