@@ -102,6 +102,7 @@ def connected(address: str | None, temporary_folder: Path | None, verbose: bool)
     target = address_in_use(address)
     options: dict[str, Any] = {"log_to_driver": verbose, "logging_level": level}
     if target == "local":
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process more, for notices that none gives
         options |= {"num_cpus": local_capacity().cpus, "include_dashboard": False}
         if temporary_folder is not None:
             options["_temp_dir"] = str(temporary_folder)
