@@ -15,12 +15,13 @@ from rich.progress import (
 )
 
 from mnist_ray.record.rundir import Training
+from mnist_ray.running.job import Listener
 
 LINE_EVERY_S = 10.0
 
 
-class Display:
-    """A `Listener` that draws. Use it as a context; nothing is drawn after the end."""
+class Display(Listener):
+    """A listener that draws. Use it as a context; nothing is drawn after the end."""
 
     def __init__(self, objective: str) -> None:
         self._objective = objective

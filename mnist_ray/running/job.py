@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from mnist_ray import __version__
 from mnist_ray.config import (
@@ -42,36 +42,26 @@ class InterruptedRunError(RuntimeError):
     """The run was stopped before its end; the same command goes on with it."""
 
 
-class Listener(Protocol):
-    """Who wants to see a run as it goes; `cli` has the one that draws."""
+class Listener:
+    """Who wants to see a run as it goes; what a subclass leaves out is not shown."""
 
-    def note(self, text: str) -> None: ...
+    def note(self, text: str) -> None:
+        """Something that a person should know."""
 
-    def stage_began(self, stage: str, total: int, done: int, unit: str) -> None: ...
+    def stage_began(self, stage: str, total: int, done: int, unit: str) -> None:
+        """`done` of `total` were done in earlier sessions."""
 
-    def stage_ended(self, stage: str, elapsed_s: float) -> None: ...
+    def stage_ended(self, stage: str, elapsed_s: float) -> None:
+        """After a stage that did something."""
 
-    def trial_epoch(self, training_id: str, row: dict[str, Any]) -> None: ...
+    def trial_epoch(self, training_id: str, row: dict[str, Any]) -> None:
+        """row: as in the history table."""
 
-    def trial_ended(self, training: Training) -> None: ...
+    def trial_ended(self, training: Training) -> None:
+        """With its outcome on record."""
 
-    def retraining_epoch(self, training_id: str, role: str, row: dict[str, Any], num_epochs: int) -> None: ...
-
-
-class Silent:
-    """The listener of whoever does not want to see anything."""
-
-    def note(self, text: str) -> None: ...
-
-    def stage_began(self, stage: str, total: int, done: int, unit: str) -> None: ...
-
-    def stage_ended(self, stage: str, elapsed_s: float) -> None: ...
-
-    def trial_epoch(self, training_id: str, row: dict[str, Any]) -> None: ...
-
-    def trial_ended(self, training: Training) -> None: ...
-
-    def retraining_epoch(self, training_id: str, role: str, row: dict[str, Any], num_epochs: int) -> None: ...
+    def retraining_epoch(self, training_id: str, role: str, row: dict[str, Any], num_epochs: int) -> None:
+        """role: as in the results table."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +73,7 @@ class Site:
     verbose: bool = False
 
 
-HERE, SILENT = Site(), Silent()
+HERE, SILENT = Site(), Listener()
 
 
 def run_job(spec: JobSpec, site: Site = HERE, listener: Listener = SILENT) -> RunDir:

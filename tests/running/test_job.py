@@ -25,13 +25,13 @@ from mnist_ray import (
 )
 from mnist_ray.record.rundir import Training
 from mnist_ray.running.evaluation import evaluate_run, predict_images
-from mnist_ray.running.job import Silent, TrainingFailedError
+from mnist_ray.running.job import Listener, TrainingFailedError
 from tests.running.conftest import Head, descendants
 
 NOWHERE = Site(address="127.0.0.1:1")  # joining it fails, so a run that works with it joins nothing
 
 
-class Remembering(Silent):
+class Remembering(Listener):
     """A listener that keeps what it is told."""
 
     def __init__(self) -> None:
