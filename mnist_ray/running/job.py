@@ -1,6 +1,5 @@
 """The stages in order: search, choose, retrain, test, tables. Each is kept on record and not repeated."""
 
-import logging
 import os
 import platform
 import shutil
@@ -23,15 +22,13 @@ from mnist_ray.config import (
     refused_changes,
 )
 from mnist_ray.files import write_atomic
-from mnist_ray.record.results import ROLE_OF_CHOICE_AND_RECIPE, choose, outcome_of, write_tables
+from mnist_ray.record.results import ROLE_OF_CHOICE_AND_RECIPE, choose, write_tables
 from mnist_ray.record.rundir import RunDir, Training
 from mnist_ray.running.cluster import Capacity, address_in_use, connected, installed_versions, local_capacity
 
 if TYPE_CHECKING:
     from mnist_ray.learning.data import LabelledImages, PixelStatistics, Split
     from mnist_ray.running.distributed import Message
-
-logger = logging.getLogger(__name__)
 
 
 class TrainingFailedError(RuntimeError):
@@ -448,15 +445,3 @@ class _Stages:
         if train is None:
             return SharedData.put(self._examples, None, self._statistics)
         return SharedData.put(self._examples.take(train), self._examples.take(validation), self._statistics)
-
-
-__all__ = [
-    "InterruptedRunError",
-    "Listener",
-    "Site",
-    "TrainingFailedError",
-    "outcome_of",
-    "run_job",
-    "search_job",
-    "train_job",
-]
