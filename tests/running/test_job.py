@@ -200,7 +200,11 @@ def test_more_trials_extend_a_search_and_reopen_the_choice(joined: str, tmp_path
 
 def test_a_trial_that_diverges_or_raises_is_recorded_and_never_chosen(joined: str, tmp_path: Path) -> None:
     spec = small_spec(
-        tmp_path, search__space={"learning_rate": {"choices": [0.001, 1e30]}}, search__num_trials=8, seed=3
+        tmp_path,
+        search__space={"learning_rate": {"choices": [0.001, 1e30]}},
+        search__num_trials=8,
+        search__early_stopping=None,  # so that the first trial gets to its last epoch, where a checkpoint is due
+        seed=3,
     )
     blocked = tmp_path / "small" / "checkpoints" / "trial-0000"
     blocked.parent.mkdir(parents=True)
