@@ -16,12 +16,12 @@ Search hyperparameters, retrain the best, test it once: one command, on one mach
 
 EXIT_CODES = """\
 exit codes: 0 done; 2 something in the command or the spec; 3 data missing or wrong; 4 training failed;
-5 interrupted, the same command goes on; 6 a file could not be written
+5 interrupted, the same command goes on; 6 a file could not be written; 7 another process works on the run
 """
 
 DEFAULT_STORAGE = "results"
 
-EXIT_SPEC, EXIT_DATA, EXIT_TRAINING, EXIT_INTERRUPTED, EXIT_DISK = 2, 3, 4, 5, 6
+EXIT_SPEC, EXIT_DATA, EXIT_TRAINING, EXIT_INTERRUPTED, EXIT_DISK, EXIT_OWNED = 2, 3, 4, 5, 6, 7
 
 
 def main(arguments: Sequence[str] | None = None, storage_root: Path | None = None) -> int:
@@ -45,7 +45,13 @@ def main(arguments: Sequence[str] | None = None, storage_root: Path | None = Non
         code = _exit_code(error)
         if code is None:
             raise
-        return _fail(str(error), code)
+        return _fail(_message(error), code)
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}; the same command goes on once that is mended"
+    return str(error)
 
 
 def _exit_code(error: Exception) -> int | None:
@@ -54,7 +60,9 @@ def _exit_code(error: Exception) -> int | None:
     from mnist_ray.files import CorruptFileError
     from mnist_ray.learning.data import DataError
     from mnist_ray.learning.images import ImageFileError
-    from mnist_ray.running.job import InterruptedRunError, TrainingFailedError
+    from mnist_ray.record.ownership import OwnedByAnotherError
+    from mnist_ray.record.rundir import TakenOverError
+    from mnist_ray.running.stages import InterruptedRunError, TrainingFailedError
 
     codes: list[tuple[type[Exception], int]] = [
         (SpecError, EXIT_SPEC),
@@ -63,6 +71,8 @@ def _exit_code(error: Exception) -> int | None:
         (CorruptFileError, EXIT_DATA),
         (TrainingFailedError, EXIT_TRAINING),
         (InterruptedRunError, EXIT_INTERRUPTED),
+        (OwnedByAnotherError, EXIT_OWNED),
+        (TakenOverError, EXIT_OWNED),
         (OSError, EXIT_DISK),
     ]
     return next((code for kind, code in codes if isinstance(error, kind)), None)

@@ -15,7 +15,7 @@ from rich.progress import (
 )
 
 from mnist_ray.record.rundir import Training
-from mnist_ray.running.job import Listener
+from mnist_ray.running.stages import Listener
 
 LINE_EVERY_S = 10.0
 

@@ -3,7 +3,7 @@
 import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,14 +44,32 @@ class SavedState:
 
 
 class Checkpoints:
-    """The checkpoints of one training: one folder an epoch, the last two kept."""
+    """The checkpoints of one training: one folder an epoch, the last two kept.
 
-    def __init__(self, folder: Path, config: TrainingConfig, every_s: float = 5.0, num_kept: int = 2) -> None:
+    Each owner of a run has a folder of its own, because workers of an owner that was replaced may go on for a moment.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: TrainingConfig,
+        earlier: Sequence[Path] = (),
+        every_s: float = 5.0,
+        num_kept: int = 2,
+    ) -> None:
+        """earlier: folders of owners before, which are read, and removed once there is enough in `folder`."""
         self._folder = folder
+        self._earlier = earlier
         self._config = config
         self._every_s = every_s
         self._num_kept = num_kept
         self._last_saved = time.monotonic()
+
+    @classmethod
+    def of_generation(cls, folder: Path, generation: int, config: TrainingConfig) -> "Checkpoints":
+        """folder: of the training; below it each generation of owners has one."""
+        own = folder / f"{generation:06d}"
+        return cls(own, config, [other for other in sorted(folder.glob("[0-9]*")) if other.name < own.name])
 
     def save_if_due(self, state: TrainState) -> None:
         """Save after the last epoch, and before it at most once per `every_s`. Raises OSError."""
@@ -69,13 +87,13 @@ class Checkpoints:
             "history": saved.history,
             "tensors_sha256": sha256(saved.tensors),
         }
-        write_atomic(folder / TENSORS_NAME, saved.tensors)
-        write_sealed_json(folder / MANIFEST_NAME, manifest)
+        write_atomic(folder / TENSORS_NAME, saved.tensors, "checkpoint-tensors")
+        write_sealed_json(folder / MANIFEST_NAME, manifest, "checkpoint-manifest")
         self._remove_all_but_latest(folder)
 
     def latest(self) -> SavedState | None:
         """The latest sound checkpoint; one that is torn or of another training is named in the log and passed over."""
-        for folder in reversed(self._epochs()):
+        for folder in reversed(_epochs_in(*self._earlier, self._folder)):
             try:
                 return self._read(folder)
             except (CorruptFileError, OSError) as error:
@@ -84,14 +102,11 @@ class Checkpoints:
 
     def _remove_all_but_latest(self, latest: Path) -> None:
         """What lies after `latest` could not be used, or training would have gone on from there."""
-        epochs = self._epochs()
+        epochs = _epochs_in(self._folder)
         kept = epochs[: epochs.index(latest) + 1][-self._num_kept :]
-        for folder in epochs:
-            if folder not in kept:
-                shutil.rmtree(folder, ignore_errors=True)
-
-    def _epochs(self) -> list[Path]:
-        return sorted(self._folder.glob("epoch-*"), key=lambda folder: (len(folder.name), folder.name))
+        superseded = [] if len(kept) < self._num_kept else self._earlier
+        for folder in [*(epoch for epoch in epochs if epoch not in kept), *superseded]:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _read(self, folder: Path) -> SavedState:
         manifest = read_sealed_json(folder / MANIFEST_NAME)
@@ -101,6 +116,12 @@ class Checkpoints:
         if manifest["config"] != self._config.model_dump():
             raise CorruptFileError(f"it belongs to another training: {manifest['config']}")
         return SavedState(manifest["completed_epochs"], manifest["history"], tensors)
+
+
+def _epochs_in(*folders: Path) -> list[Path]:
+    """The checkpoints in these folders, in the order of their epochs."""
+    epochs = [epoch for folder in folders for epoch in folder.glob("epoch-*")]
+    return sorted(epochs, key=lambda epoch: (len(epoch.name), epoch.name))
 
 
 def fit_resumably(

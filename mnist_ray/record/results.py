@@ -8,10 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from mnist_ray.config import JobSpec, Search, dump_spec
-from mnist_ray.files import replace_atomic, write_atomic, write_json
+from mnist_ray.config import JobSpec, Search
 from mnist_ray.record.rundir import RunDir, Training
-from mnist_ray.record.study import direction, write_study
+from mnist_ray.record.study import direction
 
 # One row per training. pandas' nullable types, so that a missing number stays missing and a count stays whole.
 COLUMNS = {
@@ -113,6 +112,7 @@ def _row(training: Training, role: str, tested: dict[str, dict[str, Any]]) -> di
         **ended,
         **last,
         **tested.get(training.id, {}),
+        "log": f"logs/{training.id}.log" if training.status == "failed" else None,
         "elapsed_s": sum(row["elapsed_s"] for row in training.history),
     }
     return {name: known.get(name) for name in COLUMNS}
@@ -141,21 +141,6 @@ def read_results(path: Path) -> pd.DataFrame:
     return _typed(pd.read_csv(path, dtype=COLUMNS, keep_default_na=False, na_values=[""]))
 
 
-def write_tables(run: RunDir, spec: JobSpec) -> None:
-    """Make every table and view of the run again from its record. Raises OSError."""
-    table, history = results_table(run), history_table(run)
-    write_atomic(run.results_csv, table.to_csv(index=False).encode())
-    replace_atomic(run.results_parquet, table.to_parquet)
-    replace_atomic(run.history_parquet, history.to_parquet)
-    outcome = outcome_of(run, spec)
-    write_json(run.outcome, outcome)
-    write_atomic(run.results_markdown, results_markdown(table, outcome).encode())
-    write_study(run.study, spec.name, spec.search, run.trainings("search"))
-    chosen = run.stage("chosen")
-    if chosen:
-        write_atomic(run.best_spec, dump_spec(best_spec(spec, chosen["hyperparameters"])).encode())
-
-
 def best_spec(spec: JobSpec, hyperparameters: dict[str, Any]) -> JobSpec:
     """A spec that trains the choice again: the choice is its recipe (`mnist-ray train best.yaml`)."""
     content = spec.model_dump()
@@ -176,9 +161,16 @@ def outcome_of(run: RunDir, spec: JobSpec) -> dict[str, Any]:
         "objective": spec.search.objective,
         "trials": {status: statuses.count(status) for status in sorted(set(statuses))},
         "choice": chosen and {key: chosen[key] for key in ("training", "hyperparameters", "score")},
-        "tested": tested["scores"] if tested else {},
+        "tested": _scores(tested) if tested else {},
         "test_unsealed_at": (run.stage("unsealed") or {}).get("at"),
         "stages": [{key: entry.get(key) for key in ("stage", "at", "elapsed_s")} for entry in run.all_stages()],
+    }
+
+
+def _scores(tested: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {
+        training_id: {name: value for name, value in score.items() if name in COLUMNS}
+        for training_id, score in tested["scores"].items()
     }
 
 
@@ -227,7 +219,7 @@ def _cell(name: str, value: Any) -> str:
 
 
 def read_outcome(run: RunDir) -> dict[str, Any]:
-    """result.json as `write_tables` wrote it. Raises OSError, ValueError."""
+    """result.json as `write_views` wrote it. Raises OSError, ValueError."""
     outcome: dict[str, Any] = json.loads(run.outcome.read_text(encoding="utf-8"))
     return outcome
 

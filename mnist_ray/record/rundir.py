@@ -1,27 +1,35 @@
 """A run's folder: what is where, and what is on record.
 
-The record is a set of small files that are written once, each with its own hash, by the driver only:
+The record is a log of events, written by the run's owner only (see log.py), and large things by their hash:
 
-    record/trainings/<id>/asked.json, epoch-0001.json, ..., ended.json
-    record/stages/0001-<stage>.json, 0002-<stage>.json, ...
+    record/000001.json, 000002.json, ...    who owns the run, trainings asked for, epochs, ends, stages
+    record/blobs/<sha256>                   trained models, test logits
 
-Everything else in the folder (tables, study, models' copies) is a view that can be made from it again.
+Everything else in the folder is disposable: checkpoints of trainings that have not ended, leases of owners, and
+views (tables, study, copies of models and logs; see views.py) that can be made from the record again.
 """
 
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from mnist_ray.config import SpecError
-from mnist_ray.files import read_sealed_json, write_atomic, write_sealed_json
+from mnist_ray.files import CorruptFileError, read_sealed_json, sha256, write_atomic
+from mnist_ray.record.log import REMEDY, EventLog
 
 Status = Literal["complete", "pruned", "stopped", "failed"]
 
 TRAINING_ID = re.compile(r"[a-z]+-[a-z0-9-]+")
+
+RECORD_FORMAT = 1  # moves when a release can no longer go on with the runs of the one before it
+
+
+class TakenOverError(RuntimeError):
+    """Another process owns the run now; nothing more is published by this one."""
 
 
 @dataclass
@@ -44,8 +52,27 @@ class Training:
         return len(self.history)
 
 
+@dataclass
+class Session:
+    """What one owner did: from its first event to its last."""
+
+    owner: dict[str, Any]
+    searching_at: str | None = None
+    last_search_at: str | None = None  # of the latest event of the search
+
+    @property
+    def searched_s(self) -> float:
+        """Seconds of searching, up to the last event where the session was killed in it."""
+        if self.searching_at is None or self.last_search_at is None:
+            return 0.0
+        began, ended = (datetime.fromisoformat(at) for at in (self.searching_at, self.last_search_at))
+        return (ended - began).total_seconds()
+
+
 class RunDir:
-    """The folder of one run. Methods that write raise OSError, and leave what was there before."""
+    """The folder of one run. Reading follows what its owner publishes; methods that write raise OSError,
+    TakenOverError, and leave what was there before. All that read raise CorruptFileError.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
@@ -58,112 +85,248 @@ class RunDir:
         self.best_spec = self.path / "best.yaml"
         self.study = self.path / "study.sqlite3"
         self.ray_state = self.path / "ray"  # what Ray itself writes; nothing is read from it
-        self._record = self.path / "record"
+        self.retraining_log = self.path / "logs" / "retrain.log"
+        self.leases = self.path / "leases"
+        self.record = self.path / "record"
+        self._log = EventLog(self.record)
+        self._trainings: dict[str, Training] = {}
+        self._stages: list[dict[str, Any]] = []
+        self._sessions: list[Session] = []
+        self._mine = 0  # the number of the event by which this process became the owner
 
     @property
     def exists(self) -> bool:
-        return self._record.is_dir()
+        return self._log.exists
 
     def model(self, training_id: str) -> Path:
+        """The copy for people; programs take `model_content`."""
         return self.path / "models" / f"{training_id}.safetensors"
 
     def test_logits(self, training_id: str) -> Path:
         return self.path / "models" / f"{training_id}.test_logits.npy"
 
+    def training_log(self, training_id: str) -> Path:
+        return self.path / "logs" / f"{training_id}.log"
+
     def checkpoints(self, training_id: str) -> Path:
+        """Below it each owner has a folder of its own (see `generation`)."""
         return self.path / "checkpoints" / training_id
 
     def remove_checkpoints(self, training_id: str) -> None:
         """Once its outcome is on record, nothing goes on from them."""
         shutil.rmtree(self.checkpoints(training_id), ignore_errors=True)
 
-    def write_training_log(self, training_id: str, ending: str) -> str:
-        """A failed training's log: its config, its epochs, and how it ended. Returns its path below the run."""
-        training = self.training(training_id)
-        assert training is not None
-        return self.write_log(
-            training_id, "\n".join([f"{training_id}: {training.config}", *map(str, training.history), ending, ""])
-        )
+    # --- who owns it
 
-    def write_log(self, name: str, text: str) -> str:
-        """Returns the log's path below the run."""
-        path = self.path / "logs" / f"{name}.log"
-        write_atomic(path, text.encode())
-        return str(path.relative_to(self.path))
+    @property
+    def owner(self) -> dict[str, Any] | None:
+        """The event by which the latest owner took the run: event (its number), at, host, pid, version ..."""
+        self._catch_up()
+        return self._sessions[-1].owner if self._sessions else None
+
+    @property
+    def generation(self) -> int:
+        """A number that is larger for each owner."""
+        owner = self.owner
+        return owner["event"] if owner else 0
+
+    @property
+    def num_events(self) -> int:
+        self._catch_up()
+        return self._log.num_read
+
+    @property
+    def num_published(self) -> int:
+        """As many events as this object knows of, without a look at the disk; safe to ask from another thread."""
+        return self._log.num_read
+
+    def lease(self, generation: int) -> Path:
+        return self.leases / f"{generation:06d}.json"
+
+    def take(self, facts: Mapping[str, Any]) -> int:
+        """Become the owner, if nothing was published since this object last looked; else raises TakenOverError.
+
+        Returns the owner's generation.
+        """
+        self._add("owner", {"at": now(), "format": RECORD_FORMAT, **facts})
+        self._mine = self._log.num_read
+        return self._mine
+
+    def was_taken_over(self) -> bool:
+        """Whether the next event on disk is somebody else's; safe to ask from another thread."""
+        if self._mine and self._sessions[-1].owner["event"] != self._mine:
+            return True
+        try:
+            event = self._log.peek()
+        except CorruptFileError:  # read while the owner's own thread moved on
+            return False
+        return event is not None and event["kind"] == "owner"
 
     # --- trainings
 
     def record_asked(self, training_id: str, stage: str, config: Mapping[str, Any], **known: Any) -> None:
-        body = {"id": training_id, "stage": stage, "config": dict(config), "at": now(), **known}
-        write_sealed_json(self._training(training_id) / "asked.json", body)
+        assert TRAINING_ID.fullmatch(training_id), training_id
+        self._publish("asked", id=training_id, training_stage=stage, config=dict(config), **known)
 
     def record_epoch(self, training_id: str, row: Mapping[str, Any]) -> None:
-        path = self._training(training_id) / f"epoch-{row['epoch']:04d}.json"
-        write_sealed_json(path, {**row, "at": now()})
+        """A row that is on record already, because it was read from a checkpoint, is not recorded again."""
+        training = self.training(training_id)
+        assert training is not None, training_id
+        if dict(row) not in [_without_time(known) for known in training.history]:
+            self._publish("epoch", id=training_id, row=dict(row))
 
     def record_ended(self, training_id: str, status: Status, reason: str | None, **facts: Any) -> None:
-        body = {"status": status, "reason": reason, "at": now(), **facts}
-        write_sealed_json(self._training(training_id) / "ended.json", body)
+        """facts: `trace`, the text for its log, and `model`, its weights' blob, among them."""
+        self._publish("ended", id=training_id, status=status, reason=reason, **facts)
 
     def trainings(self, stage: str) -> list[Training]:
         """All of a stage that are on record, in the order of their ids."""
-        folders = _in_order(path.parent for path in (self._record / "trainings").glob("*/asked.json"))
-        found = (self.training(folder.name) for folder in folders)
-        return [training for training in found if training is not None and training.stage == stage]
+        self._catch_up()
+        found = [training for training in self._trainings.values() if training.stage == stage]
+        # By number, beyond four digits too.
+        return [_copy(training) for training in sorted(found, key=lambda each: (len(each.id), each.id))]
 
     def training(self, training_id: str) -> Training | None:
-        """One training, or None if it was never asked for. Raises CorruptFileError."""
-        folder = self._training(training_id)
-        asked = _read_if_there(folder / "asked.json")
-        if asked is None:
-            return None
-        history = [read_sealed_json(path) for path in _in_order(folder.glob("epoch-*.json"))]
-        return Training(
-            id=asked["id"],
-            stage=asked["stage"],
-            config=asked["config"],
-            asked=asked,
-            history=history,
-            ended=_read_if_there(folder / "ended.json"),
-        )
-
-    def _training(self, training_id: str) -> Path:
-        assert TRAINING_ID.fullmatch(training_id), training_id
-        return self._record / "trainings" / training_id
+        """One training, or None if it was never asked for."""
+        self._catch_up()
+        known = self._trainings.get(training_id)
+        return known and _copy(known)
 
     # --- stages
 
     def record_stage(self, stage: str, **facts: Any) -> None:
         """Append to the log of stages; the latest entry of a stage counts."""
-        number = len(list(self._stages())) + 1
-        body = {"stage": stage, "at": now(), **facts}
-        write_sealed_json(self._record / "stages" / f"{number:04d}-{stage}.json", body)
+        self._publish("stage", stage=stage, **facts)
 
     def stage(self, stage: str) -> dict[str, Any] | None:
-        """The latest entry of a stage, or None. Raises CorruptFileError."""
-        paths = [path for path in self._stages() if path.stem.split("-", 1)[1] == stage]
-        entry: dict[str, Any] | None = read_sealed_json(paths[-1]) if paths else None
-        return entry
+        """The latest entry of a stage, or None."""
+        return next((entry for entry in reversed(self.all_stages()) if entry["stage"] == stage), None)
 
     def all_stages(self) -> list[dict[str, Any]]:
         """Every entry, oldest first."""
-        return [read_sealed_json(path) for path in self._stages()]
+        self._catch_up()
+        return list(self._stages)
 
-    def _stages(self) -> Iterator[Path]:
-        # Not the hidden leftovers of a process that was killed while it wrote: pathlib's * matches those too.
-        yield from sorted((self._record / "stages").glob("[0-9]*-*.json"))
+    def searched_s(self) -> float:
+        """Seconds of searching in all sessions."""
+        self._catch_up()
+        return sum(session.searched_s for session in self._sessions)
+
+    # --- blobs
+
+    def put_blob(self, content: bytes, point: str) -> str:
+        """Keep `content` under its SHA-256, which is returned."""
+        name = sha256(content)
+        write_atomic(self._blob(name), content, point)
+        return name
+
+    def blob(self, name: str) -> bytes:
+        path = self._blob(name)
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            raise CorruptFileError(f"{path} is missing: {REMEDY}") from None
+        if sha256(content) != name:
+            raise CorruptFileError(f"{path}: its content does not match its name: {REMEDY}")
+        return content
+
+    def model_content(self, training_id: str) -> bytes | None:
+        """A trained network as safetensors; None where there is none."""
+        training = self.training(training_id)
+        name = training and training.ended and training.ended.get("model")
+        return self.blob(name) if name else None
+
+    def _blob(self, name: str) -> Path:
+        if len(name) != 64 or not set(name) <= set("0123456789abcdef"):
+            raise CorruptFileError(f"{self.record}: {name!r} is no SHA-256: {REMEDY}")
+        return self.record / "blobs" / name
+
+    # --- the log
+
+    def _publish(self, kind: str, **facts: Any) -> None:
+        self._catch_up()
+        if self._sessions and self._sessions[-1].owner["event"] != self._mine:
+            raise TakenOverError(f"{self.path} was taken over by {owner_line(self._sessions[-1].owner)}")
+        self._add(kind, {"at": now(), **facts})
+
+    def _add(self, kind: str, facts: dict[str, Any]) -> None:
+        try:
+            event = self._log.add(kind, facts)
+        except FileExistsError:
+            raise TakenOverError(f"{self.path} was taken over by another process") from None
+        self._apply(event)
+
+    def _catch_up(self) -> None:
+        is_first = self._log.num_read == 0
+        for event in self._log.read_new():
+            self._apply(event)
+        if is_first and self._sessions:
+            self._check_end()
+
+    def _check_end(self) -> None:
+        """The owner's lease knows how long the log was, so that events missing at its end are noticed too."""
+        try:
+            expected = read_sealed_json(self.lease(self._sessions[-1].owner["event"]))["num_events"]
+        except (OSError, CorruptFileError):
+            return
+        for event in self._log.read_new():  # what was published between reading the log and reading the lease
+            self._apply(event)
+        if self._log.num_read < expected:
+            raise CorruptFileError(
+                f"{self.record}: events {self._log.num_read + 1} to {expected} are missing: {REMEDY}"
+            )
+
+    def _apply(self, event: dict[str, Any]) -> None:
+        """Events of kinds that this release does not know are passed over: its tables can still be made."""
+        match event["kind"]:
+            case "owner":
+                self._sessions.append(Session(event))
+            case "asked":
+                self._apply_asked(event)
+            case "epoch":
+                history = self._trainings[event["id"]].history
+                # A training that went on from an earlier epoch reports other rows from there on.
+                history[:] = [row for row in history if row["epoch"] < event["row"]["epoch"]]
+                history.append({**event["row"], "at": event["at"]})
+            case "ended":
+                self._trainings[event["id"]].ended = {key: event[key] for key in _facts(event) if key != "id"}
+            case "stage":
+                self._stages.append(_facts(event))
+        self._count_search_time(event)
+
+    def _apply_asked(self, event: dict[str, Any]) -> None:
+        training_id = event["id"]
+        if not TRAINING_ID.fullmatch(training_id):
+            raise CorruptFileError(f"{self.record}: {training_id!r} is no training's name: {REMEDY}")
+        asked = _facts(event)
+        asked["stage"] = asked.pop("training_stage")
+        self._trainings[training_id] = Training(training_id, asked["stage"], asked["config"], asked)
+
+    def _count_search_time(self, event: dict[str, Any]) -> None:
+        if not self._sessions or "at" not in event:
+            return
+        session = self._sessions[-1]
+        if event.get("stage") == "searching":
+            session.searching_at = event["at"]
+        if self._stages and self._stages[-1]["stage"] in ("searching", "searched"):
+            session.last_search_at = event["at"]
 
 
-def _in_order(paths: Iterable[Path]) -> list[Path]:
-    """By number, beyond four digits too."""
-    return sorted(paths, key=lambda path: (len(path.name), path.name))
+def _facts(event: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in event.items() if key not in ("event", "previous", "kind")}
 
 
-def _read_if_there(path: Path) -> Any:
-    try:
-        return read_sealed_json(path)
-    except FileNotFoundError:
-        return None
+def _without_time(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key != "at"}
+
+
+def _copy(training: Training) -> Training:
+    return replace(training, history=list(training.history))
+
+
+def owner_line(owner: Mapping[str, Any]) -> str:
+    """For people: where the owner runs, and since when."""
+    return f"process {owner['pid']} on host {owner['host']}, which has it since {owner['at']}"
 
 
 def runs_in(storage: Path) -> list[RunDir]:

@@ -1,9 +1,11 @@
 """Joining a Ray cluster, or starting one for this process alone, and what it has room for."""
 
 import contextlib
+import json
 import logging
 import math
 import os
+import shutil
 import socket
 import warnings
 from collections.abc import Iterator
@@ -13,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from mnist_ray.config import JobSpec, SpecError
+from mnist_ray.files import write_json
+from mnist_ray.record.process import is_gone, this_process
 
 # Read by Ray when it is imported or started; a value that the user has set stays.
 ENVIRONMENT = {
@@ -22,12 +26,15 @@ ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the default of two seconds delays the end of short trainings
     "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # prints came twice
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune would return as if it had finished; Ctrl-C ends the whole job here
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # three more files a trial that nothing reads
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a failed trial reports why, and has no score
     "TORCH_CPP_LOG_LEVEL": "ERROR",  # DDP's advice about find_unused_parameters, which is meant here
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 
+
+SESSION_MARK = "mnist_ray.json"
 
 # What the nodes of a cluster must have, in the driver's versions; the package itself travels with the job.
 PACKAGES_ON_EVERY_NODE = ("ray", "torch", "torchvision", "optuna", "numpy")
@@ -110,13 +117,16 @@ def connected(address: str | None, temporary_folder: Path | None, verbose: bool)
         warnings.simplefilter("ignore", FutureWarning)  # Ray's own, about a setting of 2.x
         try:
             _knock(target)
-            ray.init(address=target, **options)
+            context: Any = ray.init(address=target, **options)
+            session = Path(context.address_info["session_dir"])
         except (OSError, ValueError, RuntimeError) as error:
             raise SpecError(
                 f"--address {target}: no Ray cluster answers there ({str(error).splitlines()[0]}): start one with "
                 "'ray start --head', or leave --address out to use this machine alone"
             ) from None
     _protect_token()
+    if target == "local":
+        _mark_session(session)
     try:
         if target != "local":
             _check_nodes(target)
@@ -124,6 +134,17 @@ def connected(address: str | None, temporary_folder: Path | None, verbose: bool)
         yield Capacity(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)))
     finally:
         ray.shutdown()
+        if target == "local":
+            shutil.rmtree(session, ignore_errors=True)
+
+
+def _mark_session(session: Path) -> None:
+    """Say whose temporary files these are, and remove those of processes that were killed: Ray never does."""
+    write_json(session / SESSION_MARK, this_process())
+    for mark in session.parent.glob(f"session_*/{SESSION_MARK}"):
+        with contextlib.suppress(OSError, ValueError):
+            if is_gone(json.loads(mark.read_text(encoding="utf-8"))):
+                shutil.rmtree(mark.parent, ignore_errors=True)
 
 
 def _knock(target: str) -> None:

@@ -29,7 +29,8 @@ class Retraining:
 
     id: str
     config: TrainingConfig
-    checkpoints: Path
+    checkpoints: Path  # its folder; below it each generation of owners has one
+    generation: int
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def _train_in_group(task: dict[str, Any]) -> None:
 
 
 def _train_one(training: Retraining, data: Any, worker: Worker, send: Callable[[Message], None]) -> RetrainingDone:
-    checkpoints = Checkpoints(training.checkpoints, training.config)
+    checkpoints = Checkpoints.of_generation(training.checkpoints, training.generation, training.config)
     num_sent = 0
     state: TrainState | None = None
     try:

@@ -9,8 +9,10 @@ import torch
 
 from mnist_ray.config import SpecError, parse_spec
 from mnist_ray.learning import data
+from mnist_ray.learning.checkpoint import model_from_bytes
 from mnist_ray.learning.images import read_image
-from mnist_ray.learning.scoring import load_model, score_model
+from mnist_ray.learning.model import MnistCNN
+from mnist_ray.learning.scoring import logits_of, score_of
 from mnist_ray.learning.training import predict
 from mnist_ray.record.rundir import RunDir, runs_in
 
@@ -27,23 +29,33 @@ def evaluate_run(run: RunDir, data_dir: Path | None = None) -> dict[str, dict[st
     folder = data_dir or (Path(spec.data.dir).expanduser() if spec.data.dir else data.default_data_dir())
     data.fetch(spec.data.name, folder)
     examples = data.load_test(spec.data.name, folder)
-    return {training_id: score_model(run.model(training_id), examples) for training_id in tested["scores"]}
+    return {
+        training_id: score_of(logits_of(trained_model(run, training_id), examples), examples)
+        for training_id in tested["scores"]
+    }
+
+
+def trained_model(run: RunDir, training_id: str) -> MnistCNN:
+    """A complete retraining's network. Raises CorruptFileError, SpecError if there is none."""
+    content = run.model_content(training_id)
+    if content is None:
+        raise SpecError(f"{run.path} has no trained model {training_id}: finish it with 'mnist-ray run' first")
+    return model_from_bytes(content)
 
 
 def predict_images(run: RunDir, paths: Sequence[Path]) -> np.ndarray:
     """Probabilities (images, 10) of the run's choice for image files. Raises SpecError, ImageFileError."""
     images = np.stack([read_image(path) for path in paths])
-    model = load_model(model_of_choice(run))
+    model = model_of_choice(run)
     return torch.softmax(predict(model, torch.from_numpy(images)), dim=1).numpy()
 
 
-def model_of_choice(run: RunDir) -> Path:
+def model_of_choice(run: RunDir) -> MnistCNN:
     """The choice's network, of the first seed that was trained. Raises SpecError if there is none yet."""
     planned = (run.stage("chosen") or {}).get("retrainings", [])
-    models = [run.model(plan["id"]) for plan in planned if plan["role"].startswith("choice")]
-    for path in models:
-        if path.is_file():
-            return path
+    for plan in planned:
+        if plan["role"].startswith("choice") and run.model_content(plan["id"]):
+            return trained_model(run, plan["id"])
     raise SpecError(f"{run.path} has no trained model yet: finish it with 'mnist-ray run' first")
 
 

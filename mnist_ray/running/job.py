@@ -1,64 +1,18 @@
-"""The stages in order: search, choose, retrain, test, tables. Each is kept on record and not repeated."""
+"""A whole job: who may work on the run, where, and the stages in order."""
 
-import os
-import platform
+import errno
 import shutil
-import socket
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from mnist_ray import __version__
-from mnist_ray.config import (
-    Hyperparameters,
-    JobSpec,
-    SpecError,
-    TrainingConfig,
-    dump_spec,
-    parse_spec,
-    refused_changes,
-)
-from mnist_ray.files import write_atomic
-from mnist_ray.record.results import ROLE_OF_CHOICE_AND_RECIPE, choose, write_tables
-from mnist_ray.record.rundir import RunDir, Training
-from mnist_ray.running.cluster import Capacity, address_in_use, connected, installed_versions, local_capacity
-
-if TYPE_CHECKING:
-    from mnist_ray.learning.data import LabelledImages, PixelStatistics, Split
-    from mnist_ray.running.distributed import Message
-
-
-class TrainingFailedError(RuntimeError):
-    """Nothing could be chosen or tested: every trial failed, or the retraining did."""
-
-
-class InterruptedRunError(RuntimeError):
-    """The run was stopped before its end; the same command goes on with it."""
-
-
-class Listener:
-    """Who wants to see a run as it goes; what a subclass leaves out is not shown."""
-
-    def note(self, text: str) -> None:
-        """Something that a person should know."""
-
-    def stage_began(self, stage: str, total: int, done: int, unit: str) -> None:
-        """`done` of `total` were done in earlier sessions."""
-
-    def stage_ended(self, stage: str, elapsed_s: float) -> None:
-        """After a stage that did something."""
-
-    def trial_epoch(self, training_id: str, row: dict[str, Any]) -> None:
-        """row: as in the history table."""
-
-    def trial_ended(self, training: Training) -> None:
-        """With its outcome on record."""
-
-    def retraining_epoch(self, training_id: str, role: str, row: dict[str, Any], num_epochs: int) -> None:
-        """role: as in the results table."""
+from mnist_ray.config import JobSpec, SpecError, parse_spec, refused_changes
+from mnist_ray.record.ownership import owned
+from mnist_ray.record.rundir import RECORD_FORMAT, RunDir, TakenOverError
+from mnist_ray.record.views import write_views
+from mnist_ray.running.cluster import address_in_use, connected, local_capacity
+from mnist_ray.running.stages import Listener, Stages, choice_is_current, search_is_open
+from mnist_ray.running.stopping import heed_sigterm, stoppable
 
 
 @dataclass(frozen=True)
@@ -94,6 +48,7 @@ def train_job(spec: JobSpec, site: Site = HERE, listener: Listener = SILENT) -> 
 def open_run(spec: JobSpec) -> RunDir:
     """The run's folder, checked to be this spec's or new. Raises SpecError."""
     run = RunDir(Path(spec.storage).expanduser() / spec.name)
+    _check_release(run)
     started = run.stage("started")
     if started is None:
         return run
@@ -111,10 +66,20 @@ def open_run(spec: JobSpec) -> RunDir:
     return run
 
 
+def _check_release(run: RunDir) -> None:
+    owner = run.owner
+    if owner and owner["format"] != RECORD_FORMAT:
+        raise SpecError(
+            f"{run.path} was begun by mnist_ray {owner['version']}, whose record mnist_ray {__version__} cannot go on "
+            f"with (format {owner['format']}, here {RECORD_FORMAT}): finish it with that release, or give the run "
+            "another name (--name)"
+        )
+
+
 def is_done(run: RunDir, spec: JobSpec, until: str = "tested") -> bool:
     """Whether a run has nothing left to do up to and including a stage."""
     if until == "chosen":
-        return not _search_is_open(run, spec) and _choice_is_current(run)
+        return not search_is_open(run, spec) and choice_is_current(run)
     return run.stage("tested") is not None
 
 
@@ -122,13 +87,29 @@ def _run_stages(spec: JobSpec, site: Site, listener: Listener, until: str, with_
     run = open_run(spec)
     if run.exists and is_done(run, spec, until):
         listener.note(f"{run.path} is finished: nothing to do")
+        write_views(run)
         return run
     _check_early(spec, site, with_search)
+    _check_space(run.path, bytes_needed(spec))
+    with stoppable() as stop:
+        try:
+            with owned(run, listener.note, stop):
+                _work_on(run, spec, site, listener, until, with_search)
+        except KeyboardInterrupt:
+            if run.was_taken_over():
+                raise TakenOverError(f"{run.path} was taken over by another process") from None
+            raise
+    return run
+
+
+def _work_on(run: RunDir, spec: JobSpec, site: Site, listener: Listener, until: str, with_search: bool) -> None:
     listener.note(f"results go to {run.path}")
-    stages = _Stages(spec, run, listener)
+    shutil.rmtree(run.ray_state, ignore_errors=True)  # of sessions before this one
+    stages = Stages(spec, run, listener)
     with stages.timed("data"):
         stages.load_data()
     with connected(site.address, site.temporary_folder, site.verbose) as capacity:
+        heed_sigterm()  # Ray has just taken the signal for itself
         num_concurrent = capacity.num_concurrent_trials(spec) if with_search else 0
         capacity.check_retraining(spec)
         stages.record_start(capacity)
@@ -139,10 +120,38 @@ def _run_stages(spec: JobSpec, site: Site, listener: Listener, until: str, with_
             if until == "tested":
                 stages.retrain()
                 stages.test()
-        finally:
-            write_tables(run, spec)
+        except TakenOverError:
+            raise  # its new owner makes the views
+        except BaseException:
+            write_views(run)
+            raise
+        write_views(run)
     shutil.rmtree(run.ray_state, ignore_errors=True)  # of no use to anybody any more
-    return run
+
+
+def bytes_needed(spec: JobSpec) -> int:
+    """What a run may take in its folder at most, roughly: the record, two checkpoints of each training, models."""
+    num_retrainings = 2 * len(spec.retrain.seeds)
+    num_events = spec.search.num_trials * (spec.search.num_epochs + 2)
+    num_events += num_retrainings * (spec.retrain.num_epochs + 2) + 100
+    num_trainings = spec.search.num_trials + num_retrainings
+    return num_events * EVENT_BYTES + num_trainings * TRAINING_BYTES + num_retrainings * TESTED_BYTES + VIEWS_BYTES
+
+
+EVENT_BYTES = 4096  # a block of most file systems
+TRAINING_BYTES = 2 * 256 * 1024  # 17,706 parameters and Adam's two moments of each, twice
+TESTED_BYTES = 2 * (1 << 20)  # weights and the logits of 10,000 images, in the record and as copies
+VIEWS_BYTES = 8 * (1 << 20)
+
+
+def _check_space(folder: Path, num_bytes: int) -> None:
+    """Raises OSError if the disk that will hold `folder` has less than that."""
+    existing = next(place for place in (folder, *folder.parents) if place.exists())
+    free = shutil.disk_usage(existing).free
+    if free < num_bytes:
+        raise OSError(
+            errno.ENOSPC, f"{free:,} bytes are free there, the run may need {num_bytes:,}: make room", str(folder)
+        )
 
 
 def _check_early(spec: JobSpec, site: Site, with_search: bool) -> None:
@@ -153,295 +162,3 @@ def _check_early(spec: JobSpec, site: Site, with_search: bool) -> None:
     if with_search:
         capacity.num_concurrent_trials(spec)
     capacity.check_retraining(spec)
-
-
-def _versions() -> dict[str, str]:
-    return {"mnist_ray": __version__, "python": platform.python_version()} | installed_versions()
-
-
-def _search_is_open(run: RunDir, spec: JobSpec) -> bool:
-    if run.stage("unsealed"):
-        return False  # a choice made after that proves nothing
-    searched = run.stage("searched")
-    if searched is None or searched["num_trials"] < spec.search.num_trials:
-        return True
-    used, allowed = searched["used_hours"], spec.max_hours
-    return bool(searched["out_of_time"]) and (allowed is None or allowed > used)
-
-
-def _choice_is_current(run: RunDir) -> bool:
-    chosen, searched = run.stage("chosen"), run.stage("searched")
-    return chosen is not None and (searched is None or chosen["at"] >= searched["at"])
-
-
-class _Stages:
-    """The stages of one run, with what they hand to one another."""
-
-    def __init__(self, spec: JobSpec, run: RunDir, listener: Listener) -> None:
-        self._spec = spec
-        self._run = run
-        self._listener = listener
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[dict[str, Any]]:
-        """Measure a stage's wall time; `facts["elapsed_s"]` is set when it ends."""
-        facts: dict[str, Any] = {}
-        started = time.monotonic()
-        yield facts
-        facts["elapsed_s"] = time.monotonic() - started
-        self._listener.stage_ended(stage, facts["elapsed_s"])
-
-    # --- data
-
-    def load_data(self) -> None:
-        from mnist_ray.learning import data
-
-        folder = Path(self._spec.data.dir).expanduser() if self._spec.data.dir else data.default_data_dir()
-        self._data_dir = folder
-        data.fetch(self._spec.data.name, folder)
-        self._examples: LabelledImages = data.load_training(self._spec.data.name, folder)
-        self._split: Split = data.stratified_split(
-            self._examples.labels, self._spec.data.num_validation, self._spec.seed
-        )
-        train_images = self._examples.take(self._split.train).images
-        self._statistics: PixelStatistics = data.pixel_statistics(train_images)
-        self._data_facts = {
-            "training_sha256": data.content_sha256(self._examples),
-            "split_sha256": self._split.sha256,
-            "num_training": len(self._examples),
-        }
-        self._check_same_data()
-
-    def _check_same_data(self) -> None:
-        started = self._run.stage("started")
-        if started and started["data"] != self._data_facts:
-            raise SpecError(
-                f"data.name {self._spec.data.name}: the data or the split are not those that {self._run.path} began "
-                f"with ({started['data']} then, {self._data_facts} now): give the run another name (--name)"
-            )
-
-    def record_start(self, capacity: Capacity) -> None:
-        """A session begins: what it runs with goes on record, and the resolved spec beside the results."""
-        self._run.record_stage(
-            "started",
-            spec=self._spec.model_dump(mode="json"),
-            data=self._data_facts,
-            versions=_versions(),
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            cluster={"cpus": capacity.cpus, "gpus": capacity.gpus},
-        )
-        write_atomic(self._run.spec, dump_spec(self._spec).encode())
-
-    # --- search and choice
-
-    def search(self, num_concurrent: int) -> None:
-        if not _search_is_open(self._run, self._spec):
-            return
-        from mnist_ray.running import tuning
-
-        trials = self._run.trainings("search")
-        num_ended = sum(trial.status is not None for trial in trials)
-        self._listener.stage_began("search", self._spec.search.num_trials, num_ended, "trials")
-        if not self._spec.recipe_is_in_space:
-            self._listener.note("the recipe lies outside search.space, so it is no trial of the search")
-        used_s = self._searched_s()
-        allowed_s = None if self._spec.max_hours is None else self._spec.max_hours * 3600
-        left_s = None if allowed_s is None else max(allowed_s - used_s, 1.0)
-        with self.timed("search") as facts:
-            shared = self._share(self._split.train, self._split.validation)
-            tuning.search(self._spec, self._run, shared, num_concurrent, left_s, self._listener)
-        used_s += facts["elapsed_s"]
-        self._end_search(used_s, out_of_time=allowed_s is not None and used_s >= allowed_s, **facts)
-
-    def _end_search(self, used_s: float, out_of_time: bool, **facts: float) -> None:
-        trials = self._run.trainings("search")
-        num_ended = sum(trial.status is not None for trial in trials)
-        if num_ended < len(trials) or (num_ended < self._spec.search.num_trials and not out_of_time):
-            self._run.record_stage("search-interrupted", used_hours=used_s / 3600, **facts)
-            raise InterruptedRunError(
-                f"interrupted with {num_ended} of {self._spec.search.num_trials} trials done: "
-                "run the same command again to go on"
-            )
-        self._run.record_stage(
-            "searched",
-            num_trials=self._spec.search.num_trials,
-            out_of_time=num_ended < self._spec.search.num_trials,
-            used_hours=used_s / 3600,
-            **facts,
-        )
-
-    def _searched_s(self) -> float:
-        """Seconds of searching in earlier sessions."""
-        hours = [entry["used_hours"] for entry in self._run.all_stages() if "used_hours" in entry]
-        return 3600 * max(hours, default=0.0)
-
-    def choose(self, with_search: bool) -> None:
-        if with_search and not _choice_is_current(self._run):
-            best = choose(self._spec.search, self._run.trainings("search"))
-            if best is None:
-                raise TrainingFailedError(self._why_no_choice())
-            self._record_choice(best.training, best.score, best.is_complete)
-            if not best.is_complete:
-                self._listener.note(
-                    f"no trial reached the full budget of {self._spec.search.num_epochs} epochs; "
-                    f"{best.training.id} is the best of those that got furthest ({best.training.epochs_done} epochs)"
-                )
-        elif not with_search and self._run.stage("chosen") is None:
-            self._record_choice(None, None, True)
-
-    def _record_choice(self, trial: Training | None, score: float | None, is_complete: bool) -> None:
-        if trial is None:
-            hyperparameters = self._spec.recipe
-        else:
-            hyperparameters = Hyperparameters(**{key: trial.config[key] for key in Hyperparameters.model_fields})
-        self._run.record_stage(
-            "chosen",
-            training=trial and trial.id,
-            hyperparameters=hyperparameters.model_dump(),
-            score=score,
-            is_complete=is_complete,
-            retrainings=self._plan(trial, hyperparameters),
-        )
-
-    def _plan(self, trial: Training | None, choice: Hyperparameters) -> list[dict[str, Any]]:
-        """The retrainings: the choice on every seed, then the recipe on every seed unless it is the choice."""
-        name = f"retrain-{trial.id}" if trial else "train-recipe"
-        plans = [(name, "choice", choice)]
-        if trial and choice == self._spec.recipe:
-            plans = [("retrain-recipe", ROLE_OF_CHOICE_AND_RECIPE, choice)]
-        elif trial and self._spec.retrain.baseline:
-            plans.append(("retrain-recipe", "baseline", self._spec.recipe))
-        return [
-            {
-                "id": f"{name}-seed-{seed}",
-                "role": role,
-                "config": self._spec.training(values, self._spec.retrain.num_epochs, seed).model_dump(),
-            }
-            for name, role, values in plans
-            for seed in self._spec.retrain.seeds
-        ]
-
-    def _why_no_choice(self) -> str:
-        trials = self._run.trainings("search")
-        failed = [trial for trial in trials if trial.status == "failed"]
-        if not failed:
-            return f"no trial got through an epoch within max_hours {self._spec.max_hours}: raise it"
-        first = failed[0].ended or {}
-        return (
-            f"all {len(failed)} trials that ended failed, the first because: {first['reason']} "
-            f"(log: {self._run.path / first['log']})"
-        )
-
-    # --- retraining and test
-
-    def _retrainings(self) -> list[dict[str, Any]]:
-        chosen = self._run.stage("chosen")
-        assert chosen is not None
-        planned: list[dict[str, Any]] = chosen["retrainings"]
-        return planned
-
-    def retrain(self) -> None:
-        from mnist_ray.running import distributed
-
-        open_plans = [plan for plan in self._retrainings() if not self._has_ended(plan["id"])]
-        if not open_plans:
-            return
-        total = sum(plan["config"]["num_epochs"] for plan in open_plans)
-        self._listener.stage_began("retrain", total, 0, "epochs")
-        with self.timed("retrain") as facts:
-            for plan in open_plans:
-                if self._run.training(plan["id"]) is None:
-                    self._run.record_asked(plan["id"], "retrain", plan["config"])
-            try:
-                distributed.retrain(
-                    [self._retraining(plan) for plan in open_plans],
-                    self._share(None, None),
-                    self._spec.retrain,
-                    self._spec.max_failures,
-                    self._run.ray_state,
-                    self._receive,
-                )
-            except distributed.GroupFailedError as error:
-                log = self._run.write_log("retrain", str(error))
-                reason = str(error).strip().splitlines()[-1]
-                raise TrainingFailedError(
-                    f"the retraining failed: {reason} (log: {self._run.path / log}): run the same command again to go "
-                    "on once the cause is mended"
-                ) from error
-        self._run.record_stage("retrained", **facts)
-
-    def _has_ended(self, training_id: str) -> bool:
-        training = self._run.training(training_id)
-        return training is not None and training.status is not None
-
-    def _retraining(self, plan: dict[str, Any]) -> Any:
-        from mnist_ray.running.distributed import Retraining
-
-        return Retraining(plan["id"], TrainingConfig(**plan["config"]), self._run.checkpoints(plan["id"]))
-
-    def _receive(self, message: "Message") -> None:
-        from mnist_ray.running.distributed import EpochDone
-
-        if isinstance(message, EpochDone):
-            self._run.record_epoch(message.id, message.row)
-            plan = next(plan for plan in self._retrainings() if plan["id"] == message.id)
-            self._listener.retraining_epoch(message.id, plan["role"], message.row, plan["config"]["num_epochs"])
-            return
-        log = None
-        if message.model is not None:
-            write_atomic(self._run.model(message.id), message.model)
-        else:
-            log = self._run.write_training_log(message.id, f"{message.failure}\n\n{message.trace}")
-        self._run.record_ended(
-            message.id,
-            "complete" if message.failure is None else "failed",
-            message.failure,
-            workers=self._spec.retrain.workers,
-            threads=self._spec.retrain.cpus_per_worker,
-            device=message.device,
-            log=log,
-        )
-        self._run.remove_checkpoints(message.id)
-
-    def test(self) -> None:
-        """Unseal the test split, once, and score each retrained model on it."""
-        if self._run.stage("tested"):
-            return
-        from mnist_ray.learning import data, scoring
-
-        complete = [plan["id"] for plan in self._retrainings() if self._is_complete(plan["id"])]
-        self._check_choice_was_trained(complete)
-        self._listener.stage_began("test", len(complete), 0, "models")
-        if self._run.stage("unsealed") is None:
-            self._run.record_stage("unsealed", data=self._spec.data.name, models=complete)
-        with self.timed("test") as facts:
-            examples = data.load_test(self._spec.data.name, self._data_dir)
-            scores = {
-                training_id: scoring.score_model(
-                    self._run.model(training_id), examples, self._run.test_logits(training_id)
-                )
-                for training_id in complete
-            }
-        self._run.record_stage("tested", scores=scores, **facts)
-
-    def _is_complete(self, training_id: str) -> bool:
-        training = self._run.training(training_id)
-        return training is not None and training.status == "complete"
-
-    def _check_choice_was_trained(self, complete: list[str]) -> None:
-        choice = [plan["id"] for plan in self._retrainings() if plan["role"].startswith("choice")]
-        if not set(choice) & set(complete):
-            training = self._run.training(choice[0])
-            ended = (training and training.ended) or {"reason": "it did not end", "log": ""}
-            raise TrainingFailedError(
-                f"the retraining of the choice failed: {ended['reason']} (log: {self._run.path / (ended['log'] or '')})"
-            )
-
-    def _share(self, train: Any, validation: Any) -> Any:
-        """Hand data to the workers; None for both: everything is for training."""
-        from mnist_ray.running.shared_data import SharedData
-
-        if train is None:
-            return SharedData.put(self._examples, None, self._statistics)
-        return SharedData.put(self._examples.take(train), self._examples.take(validation), self._statistics)

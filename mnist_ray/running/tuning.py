@@ -4,6 +4,7 @@ import dataclasses
 import time
 import traceback
 import uuid
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -31,7 +32,7 @@ class TrialListener(Protocol):
     def trial_ended(self, training: Training) -> None: ...
 
 
-def run_trial(values: dict[str, Any], data: SharedData, run: RunDir, settings: Search) -> None:
+def run_trial(values: dict[str, Any], data: SharedData, settings: Search) -> None:
     """One trial, in its own process, which is reused for the next one: reports a row per epoch.
 
     What it raises is reported as a failure with its traceback rather than raised, so that the process lives on.
@@ -39,7 +40,7 @@ def run_trial(values: dict[str, Any], data: SharedData, run: RunDir, settings: S
     torch.set_num_threads(settings.cpus_per_trial)
     config = TrainingConfig(**values["config"])
     worker = Worker(device=torch.device(_device(settings)))
-    checkpoints = Checkpoints(run.checkpoints(values["training_id"]), config)
+    checkpoints = Checkpoints.of_generation(Path(values["checkpoints"]), values["generation"], config)
     num_reported = 0
     try:
         for state in fit_resumably(config, data.get(worker.device), checkpoints, worker):
@@ -80,7 +81,7 @@ def search(
     if num_open <= 0:
         return
     tuner = tune.Tuner(
-        _trainable(spec.search, data, run),
+        _trainable(spec.search, data),
         tune_config=tune.TuneConfig(
             search_alg=_Suggestions(ledger),
             scheduler=ledger.scheduler,
@@ -103,8 +104,8 @@ def search(
     ledger.end_what_time_stopped()
 
 
-def _trainable(search: Search, data: SharedData, run: RunDir) -> Any:
-    function = tune.with_parameters(run_trial, data=data, run=run, settings=search)
+def _trainable(search: Search, data: SharedData) -> Any:
+    function = tune.with_parameters(run_trial, data=data, settings=search)
     resources = {"cpu": search.cpus_per_trial, "gpu": search.gpus_per_trial}
     return tune.with_resources(function, resources)
 
@@ -137,8 +138,7 @@ class _Ledger(tune.Callback):
         """The values for Tune's next trial: one that was interrupted, else a new suggestion; None if there is none."""
         if self._unfinished:
             training = self._unfinished.pop(0)
-            self._in_flight[training.id] = None
-            return {"training_id": training.id, "config": training.config}
+            return self._values(training.id, training.config)
         number = self._study.num_asked
         if number >= self._spec.search.num_trials:
             return None
@@ -147,8 +147,16 @@ class _Ledger(tune.Callback):
         config = self._spec.training(hyperparameters, self._spec.search.num_epochs, seed).model_dump()
         training_id = f"trial-{number:04d}"
         self._run.record_asked(training_id, "search", config, number=number)
+        return self._values(training_id, config)
+
+    def _values(self, training_id: str, config: dict[str, Any]) -> dict[str, Any]:
         self._in_flight[training_id] = None
-        return {"training_id": training_id, "config": config}
+        return {
+            "training_id": training_id,
+            "config": config,
+            "checkpoints": str(self._run.checkpoints(training_id)),
+            "generation": self._run.generation,
+        }
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
@@ -189,9 +197,6 @@ class _Ledger(tune.Callback):
         self, training_id: str, num_failures: int, status: Status, reason: str | None, trace: str | None = None
     ) -> None:
         del self._in_flight[training_id]
-        log = None
-        if status == "failed":
-            log = self._run.write_training_log(training_id, f"{reason}\n\n{trace or ''}")
         self._run.record_ended(
             training_id,
             status,
@@ -200,7 +205,7 @@ class _Ledger(tune.Callback):
             threads=self._spec.search.cpus_per_trial,
             device=_device(self._spec.search),
             num_failures=num_failures,
-            log=log,
+            trace=trace,
         )
         training = self._run.training(training_id)
         assert training is not None

@@ -24,9 +24,9 @@ from mnist_ray.record.results import (
     results_markdown,
     results_table,
     summary_lines,
-    write_tables,
 )
 from mnist_ray.record.rundir import RunDir, Status, Training
+from mnist_ray.record.views import write_views
 
 SPEC = parse_spec({"name": "example", "data": {"name": "digits"}, "search": {"num_epochs": 3}})
 BY_LOSS = SPEC.search
@@ -153,9 +153,7 @@ def a_whole_run(path: Path, num_more_trials: int = 0) -> RunDir:
         for epoch in range(1, num_epochs + 1):
             run.record_epoch(training_id, row(epoch, 10 ** chance.uniform(-12, 3), chance.randrange(100)))
         if status:
-            log = f"logs/{training_id}.log" if status == "failed" else None
-            facts = {"workers": 1, "threads": 1, "device": "cpu", "num_failures": 0, "log": log}
-            run.record_ended(training_id, status, reason, **facts)
+            run.record_ended(training_id, status, reason, workers=1, threads=1, device="cpu", num_failures=0)
     plans = {"retrain-trial-0000-seed-0": "choice", "retrain-recipe-seed-0": "baseline"}
     run.record_stage(
         "chosen",
@@ -168,10 +166,16 @@ def a_whole_run(path: Path, num_more_trials: int = 0) -> RunDir:
         run.record_asked(training_id, "retrain", config())
         for epoch in (1, 2, 3):
             run.record_epoch(training_id, row(epoch, 0.1 / epoch, 99, with_validation=False))
-        run.record_ended(training_id, "complete", None, workers=2, threads=1, device="cpu", log=None)
+        run.record_ended(training_id, "complete", None, workers=2, threads=1, device="cpu")
     run.record_stage("unsealed")
     scores = {
-        training_id: {"test_loss": 0.02, "test_accuracy": correct / 360, "test_correct": correct, "test_examples": 360}
+        training_id: {
+            "test_loss": 0.02,
+            "test_accuracy": correct / 360,
+            "test_correct": correct,
+            "test_examples": 360,
+            "logits": run.put_blob(f"what {training_id} said".encode(), "logits"),
+        }
         for training_id, correct in zip(plans, (357, 354), strict=True)
     }
     run.record_stage("tested", scores=scores, elapsed_s=0.5)
@@ -181,7 +185,7 @@ def a_whole_run(path: Path, num_more_trials: int = 0) -> RunDir:
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     run = a_whole_run(tmp_path_factory.mktemp("results") / "example", num_more_trials=25)
-    write_tables(run, SPEC)
+    write_views(run)
     return run
 
 
@@ -230,10 +234,10 @@ def test_every_epoch_of_everything_is_in_the_history(whole_run: RunDir) -> None:
 @pytest.mark.parametrize("num_epochs", [0, 1])
 def test_a_run_that_just_began_has_tables_too(tmp_path: Path, num_epochs: int) -> None:
     run = RunDir(tmp_path)
-    run.record_stage("started", spec={})
+    run.record_stage("started", spec=SPEC.model_dump(mode="json"))
     for number in range(num_epochs):
         run.record_asked(f"trial-{number:04d}", "search", config(), number=number)
-    write_tables(run, SPEC)
+    write_views(run)
     pd.testing.assert_frame_equal(read_results(run.results_csv), results_table(run))
     assert len(read_results(run.results_parquet)) == num_epochs
     assert pd.read_parquet(run.history_parquet).empty

@@ -2,13 +2,14 @@
 
 import os
 import random
+import shutil
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from mnist_ray.files import CorruptFileError
-from mnist_ray.record.rundir import RunDir, runs_in
+from mnist_ray.record.rundir import RunDir, TakenOverError, runs_in
 
 CONFIG = {"learning_rate": 0.001, "dropout": 0.25, "batch_size": 128, "num_epochs": 3, "seed": 5}
 
@@ -54,13 +55,21 @@ def test_a_training_that_has_not_ended_is_open(tmp_path: Path) -> None:
     assert run.exists
 
 
-def test_an_epoch_reported_twice_counts_once(tmp_path: Path) -> None:
+def test_an_epoch_that_comes_out_of_a_checkpoint_is_not_recorded_again(tmp_path: Path) -> None:
     """A training that was started again reports the epochs of its checkpoint again."""
     run = recorded(tmp_path)
-    run.record_epoch("trial-0000", row(2, 0.7))
-    training = run.training("trial-0000")
+    num_events = run.num_events
+    run.record_epoch("trial-0000", row(1, 0.1 + 0.2))
+    run.record_epoch("trial-0000", row(2, 1e-300))
+    assert run.num_events == num_events
+
+
+def test_an_epoch_that_was_trained_again_replaces_what_was_known_from_there_on(tmp_path: Path) -> None:
+    run = recorded(tmp_path)
+    run.record_epoch("trial-0000", row(1, 0.7))
+    training = RunDir(tmp_path).training("trial-0000")
     assert training is not None
-    assert [entry["val_loss"] for entry in training.history] == [0.1 + 0.2, 0.7]
+    assert [(entry["epoch"], entry["val_loss"]) for entry in training.history] == [(1, 0.7)]
 
 
 def test_trainings_come_by_stage_and_number_and_epochs_in_order(tmp_path: Path) -> None:
@@ -69,7 +78,7 @@ def test_trainings_come_by_stage_and_number_and_epochs_in_order(tmp_path: Path) 
     for number in (10_000, 9_999, 7):
         run.record_asked(f"trial-{number:04d}", "search", CONFIG)
     run.record_asked("retrain-recipe-seed-0", "retrain", CONFIG)
-    for epoch in (10_000, 2, 9_999):
+    for epoch in (2, 9_999, 10_000):
         run.record_epoch("trial-0007", row(epoch))
     assert [training.id for training in run.trainings("search")] == ["trial-0007", "trial-9999", "trial-10000"]
     assert [training.id for training in run.trainings("retrain")] == ["retrain-recipe-seed-0"]
@@ -120,10 +129,60 @@ def test_every_damaged_file_of_the_record_is_refused_by_name(tmp_path: Path) -> 
         for damaged in (b"", whole[: chance.randrange(len(whole))], whole.replace(b"a", b"b", 1)):
             path.write_bytes(damaged)
             with pytest.raises(CorruptFileError, match=path.name):
-                run.all_stages() and run.training("trial-0000")
+                RunDir(tmp_path).all_stages()
         path.write_bytes(whole)
-    assert run.all_stages()
-    assert run.training("trial-0000")
+    assert RunDir(tmp_path).all_stages()
+
+
+def test_a_missing_event_is_noticed(tmp_path: Path) -> None:
+    run = recorded(tmp_path)
+    events = sorted((tmp_path / "record").glob("*.json"))
+    for path in events[:-1]:
+        whole = path.read_bytes()
+        path.unlink()
+        assert RunDir(tmp_path).exists
+        with pytest.raises(CorruptFileError, match=f"{path.name} is missing"):
+            RunDir(tmp_path).all_stages()
+        path.write_bytes(whole)
+    assert RunDir(tmp_path).trainings("search") == run.trainings("search")
+
+
+def test_an_event_of_another_run_is_noticed(tmp_path: Path) -> None:
+    recorded(tmp_path / "one")
+    recorded(tmp_path / "other")
+    shutil.copy(tmp_path / "one" / "record" / "000003.json", tmp_path / "other" / "record" / "000003.json")
+    with pytest.raises(CorruptFileError, match=r"00000[34]\.json does not follow"):
+        RunDir(tmp_path / "other").all_stages()
+
+
+def test_a_blob_is_what_its_name_says_or_is_refused(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    name = run.put_blob(b"weights", "model")
+    assert run.blob(name) == b"weights"
+    (tmp_path / "record" / "blobs" / name).write_bytes(b"weightz")
+    with pytest.raises(CorruptFileError, match=name):
+        run.blob(name)
+    (tmp_path / "record" / "blobs" / name).unlink()
+    with pytest.raises(CorruptFileError, match="is missing"):
+        run.blob(name)
+    with pytest.raises(CorruptFileError, match="is no SHA-256"):
+        run.blob("../../../etc/passwd")
+
+
+def test_of_two_writers_one_publishes(tmp_path: Path) -> None:
+    run, other = recorded(tmp_path), RunDir(tmp_path)
+    assert run.num_events == other.num_events
+    other.take({"host": "elsewhere", "pid": 1})
+    with pytest.raises(TakenOverError, match="process 1 on host elsewhere"):
+        run.record_stage("tested")
+    other.record_stage("searched")
+    assert [entry["stage"] for entry in RunDir(tmp_path).all_stages()] == ["searched"]
+
+
+def test_events_of_a_later_release_do_not_keep_tables_from_being_made(tmp_path: Path) -> None:
+    run = recorded(tmp_path)
+    run._publish("weather", text="sunny")
+    assert len(RunDir(tmp_path).trainings("search")) == 1
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", "..", "trial", "Trial-1", "trial-0001/../../x"])

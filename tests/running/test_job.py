@@ -25,7 +25,7 @@ from mnist_ray import (
 )
 from mnist_ray.record.rundir import Training
 from mnist_ray.running.evaluation import evaluate_run, predict_images
-from mnist_ray.running.job import Listener, TrainingFailedError
+from mnist_ray.running.stages import Listener, TrainingFailedError
 from tests.running.conftest import Head, descendants
 
 NOWHERE = Site(address="127.0.0.1:1")  # joining it fails, so a run that works with it joins nothing
@@ -105,7 +105,7 @@ def test_the_first_trial_is_the_recipe(finished: tuple[JobSpec, RunDir]) -> None
 def test_the_test_split_is_unsealed_once_and_after_the_choice(finished: tuple[JobSpec, RunDir]) -> None:
     _, run = finished
     stages = [entry["stage"] for entry in run.all_stages()]
-    assert stages == ["started", "searched", "chosen", "retrained", "unsealed", "tested"]
+    assert stages == ["started", "searching", "searched", "chosen", "retrained", "unsealed", "tested"]
 
 
 def test_optuna_opens_the_study_and_finds_it_true(finished: tuple[JobSpec, RunDir]) -> None:
@@ -218,7 +218,7 @@ def test_a_trial_that_diverges_or_raises_is_recorded_and_never_chosen(joined: st
     assert all(trial.status == "failed" and "diverged" in trial.ended["reason"] for trial in diverged if trial.ended)
     assert raised.status == "failed"
     assert raised.ended is not None
-    log = (run.path / raised.ended["log"]).read_text()
+    log = run.training_log(raised.id).read_text()
     assert "Traceback" in log
     assert str(blocked) in log
     chosen = run.stage("chosen")
@@ -273,7 +273,7 @@ def test_a_trial_that_dies_too_often_is_failed(head: Head, joined: str, tmp_path
     (failed,) = [trial for trial in run.trainings("search") if trial.status == "failed"]
     assert failed.ended is not None
     assert "its process died" in failed.ended["reason"]
-    assert (run.path / failed.ended["log"]).is_file()
+    assert failed.ended["reason"] in run.training_log(failed.id).read_text()
 
 
 def _kill_a_trial_once(head: Head, storage: Path) -> threading.Thread:
@@ -281,7 +281,8 @@ def _kill_a_trial_once(head: Head, storage: Path) -> threading.Thread:
 
     def kill() -> None:
         deadline = time.monotonic() + 120
-        while not list((storage / "small" / "record").glob("trainings/trial-*/epoch-0002.json")):
+        run = RunDir(storage / "small")
+        while not any(trial.epochs_done >= 2 for trial in run.trainings("search")):
             assert time.monotonic() < deadline
             time.sleep(0.05)
         trials = [pid for pid, command in descendants(head.pid).items() if "ray::ImplicitFunc" in command]
@@ -311,7 +312,7 @@ def test_more_workers_than_the_cluster_has_are_refused(joined: str, tmp_path: Pa
         SpecError, match=r"retrain\.workers: 3 workers .* the cluster has 2: use --set retrain\.workers=2"
     ):
         run_job(small_spec(tmp_path, retrain__workers=3), Site(joined))
-    assert not (tmp_path / "small" / "record" / "trainings").exists()
+    assert RunDir(tmp_path / "small").all_stages() == []
 
 
 def test_a_cluster_that_does_not_answer_is_named(tmp_path: Path) -> None:

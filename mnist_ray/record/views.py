@@ -1,0 +1,77 @@
+"""What people and other programs open in a run's folder: made from the record, whenever it is wanted."""
+
+from pathlib import Path
+
+from mnist_ray.config import JobSpec, dump_spec, parse_spec
+from mnist_ray.files import replace_atomic, write_atomic, write_json
+from mnist_ray.record.results import best_spec, history_table, outcome_of, results_markdown, results_table
+from mnist_ray.record.rundir import RunDir, Training
+from mnist_ray.record.study import write_study
+
+
+def write_views(run: RunDir) -> None:
+    """Make every table and view again from what is published. Raises OSError, CorruptFileError.
+
+    An owner that was replaced while it was in here makes them once more, so that they show what its successor
+    published.
+    """
+    num_shown = run.num_events
+    _write_all(run)
+    if run.num_events != num_shown:
+        _write_all(run)
+
+
+def _write_all(run: RunDir) -> None:
+    started = run.stage("started")
+    if started is None:
+        return
+    spec = parse_spec(started["spec"], str(run.path))
+    write_atomic(run.spec, dump_spec(spec).encode())
+    _write_tables(run, spec)
+    write_study(run.study, spec.name, spec.search, run.trainings("search"))
+    chosen = run.stage("chosen")
+    if chosen:
+        write_atomic(run.best_spec, dump_spec(best_spec(spec, chosen["hyperparameters"])).encode())
+    _write_models(run)
+    _write_logs(run)
+
+
+def _write_tables(run: RunDir, spec: JobSpec) -> None:
+    table, history = results_table(run), history_table(run)
+    write_atomic(run.results_csv, table.to_csv(index=False).encode())
+    replace_atomic(run.results_parquet, table.to_parquet)
+    replace_atomic(run.history_parquet, history.to_parquet)
+    outcome = outcome_of(run, spec)
+    write_json(run.outcome, outcome)
+    write_atomic(run.results_markdown, results_markdown(table, outcome).encode())
+
+
+def _write_models(run: RunDir) -> None:
+    for training in run.trainings("retrain"):
+        content = run.model_content(training.id)
+        if content is not None:
+            _write_once(run.model(training.id), content, "model-view")
+    for training_id, score in (run.stage("tested") or {"scores": {}})["scores"].items():
+        _write_once(run.test_logits(training_id), run.blob(score["logits"]), "logits-view")
+
+
+def _write_once(path: Path, content: bytes, point: str) -> None:
+    if not path.is_file() or path.read_bytes() != content:
+        write_atomic(path, content, point)
+
+
+def _write_logs(run: RunDir) -> None:
+    for stage in ("search", "retrain"):
+        for training in run.trainings(stage):
+            if training.status == "failed":
+                _write_once(run.training_log(training.id), _log_of(training).encode(), "log-view")
+    failed = run.stage("retrain-failed")
+    if failed:
+        _write_once(run.retraining_log, failed["error"].encode(), "log-view")
+
+
+def _log_of(training: Training) -> str:
+    """A failed training's log: its config, its epochs, and how it ended."""
+    ended = training.ended or {}
+    parts = [f"{training.id}: {training.config}", *map(str, training.history), str(ended.get("reason")), ""]
+    return "\n".join([*parts, str(ended.get("trace") or ""), ""])
