@@ -83,14 +83,10 @@ def _keep_renewing(run: RunDir, lease: Path, is_over: threading.Event, when_lost
 def _wait_until_free(run: RunDir, note: Callable[[str], None]) -> None:
     """Return once nobody owns the run. Raises OwnedByAnotherError as soon as its owner shows that it lives."""
     owner = run.owner
-    if owner is None:
+    if owner is None or has_ended(run):
         return
     lease = run.lease(owner["event"])
     first = _content(lease)
-    if first is not None and first["is_over"]:
-        return
-    if is_gone(owner):
-        return
     is_here = place().items() <= owner.items()
     began, age_s = time.monotonic(), _age_s(run, lease)
     told = False
@@ -106,6 +102,15 @@ def _wait_until_free(run: RunDir, note: Callable[[str], None]) -> None:
                 f"after {EXPIRE_S:.0f} s"
             )
         time.sleep(LOOK_S)
+
+
+def has_ended(run: RunDir) -> bool:
+    """Whether it is certain that nobody works on the run: its last owner left it in order, or is gone from here."""
+    owner = run.owner
+    if owner is None or is_gone(owner):
+        return True
+    lease = _content(run.lease(owner["event"]))
+    return lease is not None and lease["is_over"]
 
 
 def _owner_line(run: RunDir) -> str:

@@ -163,6 +163,7 @@ def outcome_of(run: RunDir, spec: JobSpec) -> dict[str, Any]:
         "choice": chosen and {key: chosen[key] for key in ("training", "hyperparameters", "score")},
         "tested": _scores(tested) if tested else {},
         "test_unsealed_at": (run.stage("unsealed") or {}).get("at"),
+        "num_events": run.num_events,  # how much of the record this shows
         "stages": [{key: entry.get(key) for key in ("stage", "at", "elapsed_s")} for entry in run.all_stages()],
     }
 
@@ -174,16 +175,16 @@ def _scores(tested: dict[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
-def results_markdown(table: pd.DataFrame, outcome: dict[str, Any]) -> str:
+def results_markdown(table: pd.DataFrame, spec: JobSpec) -> str:
     """The table for people: the rows that were tested first, then the trials, best first."""
     retrained = table[table["stage"] == "retrain"]
     trials = table[table["stage"] == "search"]
-    ascending = outcome["objective"] == "val_loss"
+    ascending = direction(spec.search) == "minimize"
     complete_first = trials["status"].map({"complete": 0}).fillna(1)
     trials = trials.assign(_rank=complete_first).sort_values(
-        ["_rank", outcome["objective"]], ascending=[True, ascending]
+        ["_rank", spec.search.objective], ascending=[True, ascending]
     )
-    parts = [f"# Results of {outcome['name']}", ""]
+    parts = [f"# Results of {spec.name}", ""]
     if len(retrained):
         parts += ["## Retrained models", "", _markdown(retrained, RETRAINED_COLUMNS), ""]
     if len(trials):

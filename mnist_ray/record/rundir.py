@@ -116,6 +116,13 @@ class RunDir:
         """Once its outcome is on record, nothing goes on from them."""
         shutil.rmtree(self.checkpoints(training_id), ignore_errors=True)
 
+    def remove_spent_checkpoints(self) -> None:
+        """Those of trainings that have ended; a process that was killed may have left them."""
+        for folder in (self.path / "checkpoints").glob("*"):
+            training = self.training(folder.name)
+            if training is None or training.status is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+
     # --- who owns it
 
     @property

@@ -4,7 +4,14 @@ from pathlib import Path
 
 from mnist_ray.config import JobSpec, dump_spec, parse_spec
 from mnist_ray.files import replace_atomic, write_atomic, write_json
-from mnist_ray.record.results import best_spec, history_table, outcome_of, results_markdown, results_table
+from mnist_ray.record.results import (
+    best_spec,
+    history_table,
+    outcome_of,
+    read_outcome,
+    results_markdown,
+    results_table,
+)
 from mnist_ray.record.rundir import RunDir, Training
 from mnist_ray.record.study import write_study
 
@@ -21,6 +28,14 @@ def write_views(run: RunDir) -> None:
         _write_all(run)
 
 
+def views_are_current(run: RunDir) -> bool:
+    """Whether the views show everything that is published."""
+    try:
+        return bool(read_outcome(run)["num_events"] == run.num_events)
+    except (OSError, ValueError, KeyError):
+        return False
+
+
 def _write_all(run: RunDir) -> None:
     started = run.stage("started")
     if started is None:
@@ -34,6 +49,7 @@ def _write_all(run: RunDir) -> None:
         write_atomic(run.best_spec, dump_spec(best_spec(spec, chosen["hyperparameters"])).encode())
     _write_models(run)
     _write_logs(run)
+    write_json(run.outcome, outcome_of(run, spec))  # the last one, so that it says that all are there
 
 
 def _write_tables(run: RunDir, spec: JobSpec) -> None:
@@ -41,9 +57,7 @@ def _write_tables(run: RunDir, spec: JobSpec) -> None:
     write_atomic(run.results_csv, table.to_csv(index=False).encode())
     replace_atomic(run.results_parquet, table.to_parquet)
     replace_atomic(run.history_parquet, history.to_parquet)
-    outcome = outcome_of(run, spec)
-    write_json(run.outcome, outcome)
-    write_atomic(run.results_markdown, results_markdown(table, outcome).encode())
+    write_atomic(run.results_markdown, results_markdown(table, spec).encode())
 
 
 def _write_models(run: RunDir) -> None:

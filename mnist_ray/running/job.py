@@ -7,9 +7,10 @@ from pathlib import Path
 
 from mnist_ray import __version__
 from mnist_ray.config import JobSpec, SpecError, parse_spec, refused_changes
-from mnist_ray.record.ownership import owned
+from mnist_ray.files import remove_leftovers
+from mnist_ray.record.ownership import has_ended, owned
 from mnist_ray.record.rundir import RECORD_FORMAT, RunDir, TakenOverError
-from mnist_ray.record.views import write_views
+from mnist_ray.record.views import views_are_current, write_views
 from mnist_ray.running.cluster import address_in_use, connected, local_capacity
 from mnist_ray.running.stages import Listener, Stages, choice_is_current, search_is_open
 from mnist_ray.running.stopping import heed_sigterm, stoppable
@@ -87,7 +88,8 @@ def _run_stages(spec: JobSpec, site: Site, listener: Listener, until: str, with_
     run = open_run(spec)
     if run.exists and is_done(run, spec, until):
         listener.note(f"{run.path} is finished: nothing to do")
-        write_views(run)
+        if has_ended(run):
+            _finish_views(run)
         return run
     _check_early(spec, site, with_search)
     _check_space(run.path, bytes_needed(spec))
@@ -102,9 +104,17 @@ def _run_stages(spec: JobSpec, site: Site, listener: Listener, until: str, with_
     return run
 
 
+def _finish_views(run: RunDir) -> None:
+    """What is left to do where the one who finished the run was killed while writing the views."""
+    remove_leftovers(run.path)
+    if not views_are_current(run):
+        write_views(run)
+
+
 def _work_on(run: RunDir, spec: JobSpec, site: Site, listener: Listener, until: str, with_search: bool) -> None:
     listener.note(f"results go to {run.path}")
     shutil.rmtree(run.ray_state, ignore_errors=True)  # of sessions before this one
+    run.remove_spent_checkpoints()
     stages = Stages(spec, run, listener)
     with stages.timed("data"):
         stages.load_data()
