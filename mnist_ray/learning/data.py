@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from mnist_ray.learning.download import NoMirrorLeftError, Wanted, download_in_turn
+from mnist_ray.learning.download import DownloadError, Wanted, download_in_turn
 
 IMAGE_SHAPE = (28, 28)
 NUM_CLASSES = 10
@@ -259,8 +259,8 @@ def fetch(name: str, data_dir: Path, timeout_s: float = 20.0) -> None:
 
     Files that are there are verified, and need neither a lock nor permission to write. What is missing is
     downloaded by one process while the others on the folder wait, within the times of `download_in_turn`.
-    Raises DataError if a file there is wrong (it is left as it is), if no mirror gave a missing one, or if
-    the folder cannot be written.
+    Raises DataError if a file there is wrong (it is left as it is), if a missing one cannot be had, or if the
+    folder cannot be written.
     """
     missing = _missing(name, data_dir)
     if not missing:
@@ -269,7 +269,7 @@ def fetch(name: str, data_dir: Path, timeout_s: float = 20.0) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         download_in_turn(folder, lambda: [_wanted(file) for file in _missing(name, data_dir)], timeout_s)
-    except NoMirrorLeftError as error:
+    except DownloadError as error:
         raise DataError(f"{error}\n{_how_to_provide(missing, data_dir)}") from error
     except OSError as error:
         raise DataError(

@@ -9,8 +9,11 @@ import random
 import shutil
 import struct
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -262,6 +265,57 @@ def test_a_file_that_is_not_what_the_format_says_is_refused(
     plant_both(monkeypatch, tmp_path, "kmnist", images, labels)
     with pytest.raises(DataError, match=r"ubyte\.gz"):
         data.load_training("kmnist", tmp_path)
+
+
+def test_what_is_read_is_what_was_hashed_though_the_file_changes_in_between(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Exchanged right after it was hashed, by another file of the same form."""
+    plant_both(monkeypatch, tmp_path, "kmnist", idx(IMAGES), idx(LABELS))
+    file = data.DATA_SETS["kmnist"].training.files[1]
+
+    def hash_and_exchange(content: bytes) -> Any:
+        file.path(tmp_path).write_bytes(idx(LABELS[::-1]))
+        return hashlib.sha256(content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "hashlib", SimpleNamespace(sha256=hash_and_exchange))
+        np.testing.assert_array_equal(data._read_idx(file, tmp_path), LABELS)
+    with pytest.raises(DataError, match=file.name):
+        data._read_idx(file, tmp_path)
+
+
+def test_files_that_change_while_they_are_read_are_right_or_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Somebody exchanges and rewrites them all the time; every answer is the right one or a DataError."""
+    plant_both(monkeypatch, tmp_path, "kmnist", idx(IMAGES), idx(LABELS))
+    path = data.DATA_SETS["kmnist"].training.files[1].path(tmp_path)
+    ended = threading.Event()
+
+    def exchange() -> None:
+        beside = path.with_name("beside")
+        while not ended.is_set():
+            for labels in (LABELS[::-1], LABELS):
+                beside.write_bytes(idx(labels))
+                beside.replace(path)  # another file under the same name
+                path.write_bytes(idx(labels))  # the same file, for a moment empty
+
+    outcomes: list[str] = []
+    thread = threading.Thread(target=exchange)
+    thread.start()
+    try:
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline and not (len(outcomes) >= 200 and len(set(outcomes)) == 2):
+            try:
+                is_right = data.load_training("kmnist", tmp_path).labels.tolist() == LABELS.tolist()
+                outcomes.append("right" if is_right else "wrong")
+            except DataError:
+                outcomes.append("refused")
+    finally:
+        ended.set()
+        thread.join()
+    assert set(outcomes) == {"right", "refused"}
 
 
 def test_digits_are_the_same_everywhere_and_need_no_files(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -40,7 +41,7 @@ class MirrorHandler(BaseHTTPRequestHandler):
         self.server.requested.append(self.path)
         _, behaviour, name = self.path.split("/")
         body = (REAL_RAW / name).read_bytes()
-        if behaviour == "absent":
+        if behaviour == "absent" or (behaviour == "only-images" and "labels" in name):
             self.send_error(404)
             return
         if behaviour == "silent":
@@ -48,6 +49,8 @@ class MirrorHandler(BaseHTTPRequestHandler):
             return
         if behaviour == "unhurried":  # slow enough for eight processes to meet
             time.sleep(0.3)
+        if behaviour == "portal":  # as a network that wants its users to sign in first
+            body = b"<!DOCTYPE html><html><body>Please sign in</body></html>"
         self.send_response(200)
         if behaviour != "endless":
             self.send_header("Content-Length", str(len(body)))
@@ -61,15 +64,28 @@ class MirrorHandler(BaseHTTPRequestHandler):
         elif behaviour == "wrong":
             self.wfile.write(body[:-1] + bytes([body[-1] ^ 1]))
         elif behaviour == "trickling":
-            for position in range(len(body)):
-                self.wfile.write(body[position : position + 1])
-                if self.server.closing.wait(0.05):
-                    return
+            self.trickle(body)
+        elif behaviour == "slowing":
+            self.wfile.write(body[:-2000])
+            self.trickle(body[-2000:])
+        elif behaviour == "stalling" or (behaviour == "stalling-once" and self.server.requested.count(self.path) == 1):
+            self.wfile.write(body[: len(body) // 2])
+            self.server.closing.wait(60)
+        elif behaviour == "resetting":
+            self.wfile.write(body[: len(body) // 2])
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
         elif behaviour == "endless":
             while True:
                 self.wfile.write(body)
         else:
             self.wfile.write(body)
+
+    def trickle(self, body: bytes) -> None:
+        for position in range(len(body)):
+            self.wfile.write(body[position : position + 1])
+            if self.server.closing.wait(0.05):
+                return
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -113,7 +129,7 @@ def test_what_is_missing_is_downloaded(tmp_path: Path, mirror: Mirror, use_mirro
 
 
 @needs_mnist
-@pytest.mark.parametrize("failing", ["absent", "wrong", "cut"])
+@pytest.mark.parametrize("failing", ["absent", "wrong", "cut", "portal", "resetting"])
 def test_the_second_mirror_is_asked(tmp_path: Path, mirror: Mirror, use_mirrors: UseMirrors, failing: str) -> None:
     use_mirrors(mirror.address(failing), mirror.address("good"))
     data.fetch("mnist", tmp_path)
@@ -122,11 +138,40 @@ def test_the_second_mirror_is_asked(tmp_path: Path, mirror: Mirror, use_mirrors:
 
 
 @needs_mnist
+@pytest.mark.parametrize("slow", ["silent", "stalling", "trickling"])
+def test_a_mirror_that_costs_time_is_not_asked_for_the_next_file(
+    tmp_path: Path, mirror: Mirror, use_mirrors: UseMirrors, slow: str
+) -> None:
+    """Four files, each waiting 20 s for the first mirror, would take longer than a minute."""
+    use_mirrors(mirror.address(slow), mirror.address("good"))
+    data.fetch("mnist", tmp_path, timeout_s=1)
+    asked = [f"/{slow}/{MNIST_NAMES[0]}", *(f"/good/{name}" for name in MNIST_NAMES)]
+    assert mirror.requested == asked
+    assert len(data.load_training("mnist", tmp_path)) == 60_000
+
+
+@needs_mnist
+def test_a_mirror_that_was_given_up_is_named_with_the_reason(
+    tmp_path: Path, mirror: Mirror, use_mirrors: UseMirrors
+) -> None:
+    use_mirrors(mirror.address("silent"), mirror.address("only-images"))
+    with pytest.raises(DataError) as caught:
+        data.fetch("mnist", tmp_path, timeout_s=0.5)
+    labels = MNIST_NAMES[1]
+    assert f"{mirror.address('silent')}{labels}: not asked again (no answer for 0.5 s)" in str(caught.value)
+    assert f"{mirror.address('only-images')}{labels}: HTTP Error 404" in str(caught.value)
+
+
+@needs_mnist
 @pytest.mark.parametrize(
     ("behaviour", "said"),
     [
         ("absent", "404"),
         ("wrong", "SHA-256"),
+        ("portal", "55 bytes that begin with b'<!DOCTYPE html>'"),
+        ("stalling", "no answer for 0.5 s"),
+        ("slowing", "too slow"),
+        ("resetting", "reset by peer|cut off"),
         ("cut", "cut off after 4956211 of 9912422 bytes"),
         ("silent", "no answer for 0.5 s"),
         ("trickling", "too slow"),
@@ -142,8 +187,8 @@ def test_a_failed_download_is_one_clear_error(
         data.fetch("mnist", tmp_path, timeout_s=0.5)
     assert time.monotonic() - started_s < 15  # the servers would go on for longer
     message = str(caught.value)
+    assert any(alternative in message for alternative in said.split("|")), message
     for part in (
-        said,
         mirror.address(behaviour),
         *MNIST_NAMES,
         str(tmp_path / "MNIST" / "raw"),
@@ -195,6 +240,7 @@ except data.DataError as error:
 
     def __init__(self, folder: Path, address: str) -> None:
         self.folder = folder / "data"
+        self.raw = self.folder / "MNIST" / "raw"
         self.book = folder / "book"
         (self.book / "torchvision").mkdir(parents=True)
         (self.book / "torchvision" / "__init__.py").touch()
@@ -263,6 +309,60 @@ def test_a_killed_download_is_taken_over(tmp_path: Path, mirror: Mirror, use_mir
     data.fetch("mnist", fetchers.folder)
     assert not list(raw.glob(".*.partial"))
     assert data.is_present("mnist", fetchers.folder)
+
+
+def downloader(raw: Path) -> int:
+    """The process that has the turn, once it has received something."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for partial in raw.glob(".*.partial"):
+            with contextlib.suppress(FileNotFoundError):
+                if partial.stat().st_size:
+                    return int(partial.name.split(".")[-2])
+        time.sleep(0.02)
+    raise AssertionError("nobody downloads")
+
+
+@needs_mnist
+def test_of_eight_processes_another_goes_on_where_the_downloader_is_killed(tmp_path: Path, mirror: Mirror) -> None:
+    fetchers = Fetchers(tmp_path, mirror.address("stalling-once"))
+    processes = fetchers.start(8)
+    killed = downloader(fetchers.raw)
+    os.kill(killed, signal.SIGKILL)
+    outcomes = dict(zip([process.pid for process in processes], ends(processes), strict=True))
+    assert outcomes.pop(killed) == (-signal.SIGKILL, "")
+    assert list(outcomes.values()) == [(0, "")] * 7
+    assert sorted(mirror.requested) == sorted(f"/stalling-once/{name}" for name in [MNIST_NAMES[0], *MNIST_NAMES])
+    assert sorted(path.name for path in fetchers.raw.glob("*.gz")) == sorted(MNIST_NAMES)
+    assert not list(fetchers.raw.glob(".*.partial"))
+    assert len(data.load_training("mnist", fetchers.folder)) == 60_000
+
+
+@needs_mnist
+def test_nobody_waits_for_ever_for_a_downloader_that_was_stopped(tmp_path: Path, mirror: Mirror) -> None:
+    fetchers = Fetchers(tmp_path, mirror.address("stalling"))
+    (stopped,) = fetchers.start(1, timeout_s=30)
+    assert downloader(fetchers.raw) == stopped.pid
+    os.kill(stopped.pid, signal.SIGSTOP)
+    try:
+        for status, errors in ends(fetchers.start(3, timeout_s=0.4)):
+            assert status == 1
+            assert errors.startswith("DataError")
+            for part in ("silent for 1 s", f".{TRAIN_IMAGES}.{stopped.pid}.partial", "--data-dir"):
+                assert part in errors
+    finally:
+        stopped.kill()
+        stopped.communicate()
+
+
+@needs_mnist
+def test_a_torn_note_of_a_failure_is_no_obstacle(tmp_path: Path, mirror: Mirror, use_mirrors: UseMirrors) -> None:
+    use_mirrors(mirror.address("good"))
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    (raw / ".download.lock").write_bytes("könnte".encode()[:2])
+    data.fetch("mnist", tmp_path)
+    assert data.is_present("mnist", tmp_path)
 
 
 @needs_mnist
