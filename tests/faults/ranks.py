@@ -117,7 +117,7 @@ def _train(connection: Connection, worker: Worker, plan: Plan, hold: int) -> Tra
             current.orders.clear()
             current.masks.clear()
         connection.send(state.completed_epochs)
-        if state.completed_epochs == hold:
+        if hold and state.completed_epochs == hold:
             signal.pause()
     assert state is not None
     return Trained.of(state, drawn)
