@@ -29,7 +29,7 @@ from mnist_ray.learning.checkpoint import Checkpoints, SavedState, fit_resumably
 from mnist_ray.learning.data import LabelledImages, pixel_statistics
 from mnist_ray.learning.training import Examples, TrainingData, TrainState, Worker
 
-WAIT_S = 90.0  # for one answer of a rank; a tenth of a second is usual
+WAIT_S = 200.0  # for one answer of a rank; a tenth of a second is usual
 IMPORTED_ONCE = ["pytest", "numpy", "torch", "torch.distributed", "mnist_ray.learning.checkpoint"]
 
 FOR_GOOD = pytest.MonkeyPatch()  # never undone: what it changes ends with its process
