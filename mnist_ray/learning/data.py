@@ -5,18 +5,13 @@ A data set is an entry of `DATA_SETS`. `fetch` makes sure that its files are the
 SHA-256 in the table, and unpacked in memory, so that a damaged file ends in a `DataError`, never in a number.
 """
 
-import fcntl
 import gzip
 import hashlib
 import math
 import os
-import queue
 import struct
-import threading
-import time
-import urllib.request
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,32 +19,17 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from mnist_ray.learning.download import DownloadError, Wanted, download_in_turn
+
 IMAGE_SHAPE = (28, 28)
 NUM_CLASSES = 10
 IDX_DTYPES: Mapping[int, np.dtype[Any]] = {0x08: np.dtype(np.uint8), 0x0C: np.dtype(">i4")}
 
-# A mirror must deliver this much on average, counted from the moment it was asked, once `timeout_s` is
-# over: one that trickles is given up after 20 s and the next is asked, so that a clear error comes within
-# a minute, while a line of one megabit a second still gets MNIST's 12 MB.
-MIN_BYTES_PER_S = 100 * 1024
-MAX_FILE_BYTES = 64 * 2**20  # the largest file has 26 MB; a wrong server must not fill disk and memory
-CHUNK_BYTES = 256 * 1024
 CHUNK_PIXELS = 2**20  # np.bincount copies its argument to 8 bytes a pixel
-
-LOCK_NAME = ".download.lock"
-PARTIAL_SUFFIX = ".partial"
 
 
 class DataError(ValueError):
     """Data that is missing, damaged or impossible. The message names the thing, the value and the remedy."""
-
-
-class _MirrorError(Exception):
-    """One address did not give the file; the next one may."""
-
-
-class _NoMirrorLeftError(Exception):
-    """No address gave the file. The text has one line for each that was tried."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -278,10 +258,9 @@ def fetch(name: str, data_dir: Path, timeout_s: float = 20.0) -> None:
     """Make sure that all files of a data set are in the data folder and are the right ones.
 
     Files that are there are verified, and need neither a lock nor permission to write. What is missing is
-    downloaded by one process while the others on the folder wait. `timeout_s` bounds each wait for a mirror's
-    next bytes, name look-up and connecting included; `MIN_BYTES_PER_S` holds after the first `timeout_s`.
-    Raises DataError if a file there is wrong (it is left as it is), if no mirror gave a missing one, or if
-    the folder cannot be written.
+    downloaded by one process while the others on the folder wait, within the times of `download_in_turn`.
+    Raises DataError if a file there is wrong (it is left as it is), if a missing one cannot be had, or if the
+    folder cannot be written.
     """
     missing = _missing(name, data_dir)
     if not missing:
@@ -289,9 +268,8 @@ def fetch(name: str, data_dir: Path, timeout_s: float = 20.0) -> None:
     folder = missing[0].path(data_dir).parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / LOCK_NAME).open("a") as lock:
-            _fetch_in_turn(name, data_dir, lock.fileno(), timeout_s)
-    except _NoMirrorLeftError as error:
+        download_in_turn(folder, lambda: [_wanted(file) for file in _missing(name, data_dir)], timeout_s)
+    except DownloadError as error:
         raise DataError(f"{error}\n{_how_to_provide(missing, data_dir)}") from error
     except OSError as error:
         raise DataError(
@@ -312,6 +290,21 @@ def _how_to_provide(files: Sequence[DataFile], data_dir: Path) -> str:
 def _missing(name: str, data_dir: Path) -> list[DataFile]:
     """The files that are not there. Raises DataError for one that is there and wrong."""
     return [file for file in DATA_SETS[name].files if _verified_bytes(file, data_dir) is None]
+
+
+def _wanted(file: DataFile) -> Wanted:
+    return Wanted(file.name, file.sha256, lambda: _addresses(file))
+
+
+def _addresses(file: DataFile) -> list[str]:
+    """Where torchvision would download the file from. Its lists are used, none is kept here."""
+    from torchvision import datasets  # takes 1.6 s to import
+
+    source = getattr(datasets, file.torchvision_class)
+    if isinstance(source.resources, dict):  # QMNIST: whole addresses by part; its `mirrors` are MNIST's
+        listed = [address for part in source.resources.values() for address, _ in part]
+        return [address for address in listed if address.rpartition("/")[2] == file.name]
+    return [f"{mirror}{file.name}" for mirror in source.mirrors]
 
 
 def _verified_bytes(file: DataFile, data_dir: Path) -> bytes | None:
@@ -378,136 +371,6 @@ def _enlarged_digits() -> LabelledImages:
     blocks = pixels.repeat(3, axis=1).repeat(3, axis=2)
     images = np.pad(blocks, ((0, 0), (2, 2), (2, 2)))
     return LabelledImages(images[:, np.newaxis], digits.target.astype(np.int64))
-
-
-# --- downloading ------------------------------------------------------------------------------------------
-
-
-def _fetch_in_turn(name: str, data_dir: Path, lock: int, timeout_s: float) -> None:
-    """Download what is missing once it is this process' turn.
-
-    A failure is written into the lock file and is the failure of everybody who waited for it meanwhile:
-    otherwise eight processes without a network would time out one after the other. Raises _NoMirrorLeftError.
-    """
-    folder = DATA_SETS[name].files[0].path(data_dir).parent
-    failure_seen = (folder / LOCK_NAME).read_text(encoding="utf-8")
-    fcntl.flock(lock, fcntl.LOCK_EX)  # ends with the open file, so with the process, however that ends
-    missing = _missing(name, data_dir)
-    failure = (folder / LOCK_NAME).read_text(encoding="utf-8")
-    if missing and failure and failure != failure_seen:
-        raise _NoMirrorLeftError(failure)
-    # Only the holder of the lock writes partial files: these are of processes that were killed.
-    for leftover in folder.glob(f".*{PARTIAL_SUFFIX}"):
-        leftover.unlink(missing_ok=True)
-    try:
-        for file in missing:
-            _download(file, folder, timeout_s)
-    except _NoMirrorLeftError as error:
-        tried = f"  (tried by process {os.getpid()} at {time.strftime('%Y-%m-%d %H:%M:%S%z')})"
-        (folder / LOCK_NAME).write_text(f"{error}\n{tried}", encoding="utf-8")
-        raise
-
-
-def _download(file: DataFile, folder: Path, timeout_s: float) -> None:
-    """Put the file into the folder from the first mirror that has it. Raises _NoMirrorLeftError, OSError."""
-    failures = []
-    for address in _addresses(file):
-        try:
-            return _download_from(address, file, folder, timeout_s)
-        except _MirrorError as error:
-            failures.append(f"\n  {address}: {error}")
-    raise _NoMirrorLeftError(f"{file.name} could not be downloaded:{''.join(failures)}")
-
-
-def _addresses(file: DataFile) -> list[str]:
-    """Where torchvision would download the file from. Its lists are used, none is kept here."""
-    from torchvision import datasets  # takes 1.6 s to import
-
-    source = getattr(datasets, file.torchvision_class)
-    if isinstance(source.resources, dict):  # QMNIST: whole addresses by part; its `mirrors` are MNIST's
-        listed = [address for part in source.resources.values() for address, _ in part]
-        return [address for address in listed if address.rpartition("/")[2] == file.name]
-    return [f"{mirror}{file.name}" for mirror in source.mirrors]
-
-
-def _download_from(address: str, file: DataFile, folder: Path, timeout_s: float) -> None:
-    """Stream beside the target, verify, flush, rename; nothing stays behind on failure.
-
-    Raises _MirrorError for what the server does, OSError for what the disk does.
-    """
-    partial = folder / f".{file.name}.{os.getpid()}{PARTIAL_SUFFIX}"
-    digest = hashlib.sha256()
-    try:
-        with partial.open("wb") as target:
-            for chunk in _body(address, timeout_s):
-                target.write(chunk)
-                digest.update(chunk)
-            target.flush()
-            os.fsync(target.fileno())
-        if digest.hexdigest() != file.sha256:
-            raise _MirrorError(f"what it sent has SHA-256 {digest.hexdigest()[:12]}, expected {file.sha256[:12]}")
-        partial.replace(folder / file.name)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _body(address: str, timeout_s: float) -> Iterator[bytes]:
-    """What the server sends, piece by piece. Raises _MirrorError: refused, cut, silent, slow or endless.
-
-    A thread does the waiting, because a socket timeout bounds neither the name look-up, nor a header that
-    comes byte by byte, nor connecting: each of a host's addresses gets the whole of it, and S3 has eight.
-    """
-    arrived: queue.SimpleQueue[bytes | Exception] = queue.SimpleQueue()
-    given_up = threading.Event()
-    threading.Thread(target=_receive, args=(address, timeout_s, arrived, given_up), daemon=True).start()
-    started_s, num_bytes = time.monotonic(), 0
-    try:
-        while chunk := _next_chunk(arrived, timeout_s):
-            num_bytes += len(chunk)
-            elapsed_s = time.monotonic() - started_s
-            if elapsed_s > timeout_s and num_bytes < elapsed_s * MIN_BYTES_PER_S:
-                raise _MirrorError(f"too slow, {num_bytes} bytes in {elapsed_s:.1f} s")
-            yield chunk
-    finally:
-        given_up.set()
-
-
-def _next_chunk(arrived: "queue.SimpleQueue[bytes | Exception]", timeout_s: float) -> bytes:
-    """The next bytes, empty at the end. Raises _MirrorError if the server failed or kept silent."""
-    try:
-        chunk = arrived.get(timeout=timeout_s)
-    except queue.Empty:
-        raise _MirrorError(f"no answer for {timeout_s:g} s") from None
-    if isinstance(chunk, Exception):
-        raise _MirrorError(str(chunk) or type(chunk).__name__) from chunk
-    return chunk
-
-
-def _receive(
-    address: str,
-    timeout_s: float,
-    arrived: "queue.SimpleQueue[bytes | Exception]",
-    given_up: threading.Event,
-) -> None:
-    """Pass on what the server sends, then b"" or the exception that ended it. Runs in a thread of its own."""
-    request = urllib.request.Request(address, headers={"User-Agent": "mnist_ray"})
-    try:
-        # The reader gives up after `timeout_s`; twice that only ends the thread that it left behind.
-        with urllib.request.urlopen(request, timeout=2 * timeout_s) as response:
-            expected_bytes, num_bytes = response.length, 0
-            # read1 returns what one receive brought; read would wait until a chunk is full, however long.
-            while not given_up.is_set() and (chunk := response.read1(CHUNK_BYTES)):
-                arrived.put(chunk)
-                num_bytes += len(chunk)
-                if num_bytes > MAX_FILE_BYTES:
-                    raise ValueError(f"more than {MAX_FILE_BYTES} bytes came, no file of ours is so large")
-                if num_bytes == expected_bytes:
-                    break
-        if expected_bytes is not None and num_bytes < expected_bytes:
-            raise ConnectionError(f"cut off after {num_bytes} of {expected_bytes} bytes")
-        arrived.put(b"")
-    except Exception as error:  # whatever it is, the reader of the queue has to hear of it
-        arrived.put(error)
 
 
 # --- splitting and measuring ------------------------------------------------------------------------------

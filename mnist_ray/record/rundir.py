@@ -100,17 +100,17 @@ class RunDir:
 
     def model(self, training_id: str) -> Path:
         """The copy for people; programs take `model_content`."""
-        return self.path / "models" / f"{training_id}.safetensors"
+        return self.path / "models" / f"{_checked(training_id)}.safetensors"
 
     def test_logits(self, training_id: str) -> Path:
-        return self.path / "models" / f"{training_id}.test_logits.npy"
+        return self.path / "models" / f"{_checked(training_id)}.test_logits.npy"
 
     def training_log(self, training_id: str) -> Path:
-        return self.path / "logs" / f"{training_id}.log"
+        return self.path / "logs" / f"{_checked(training_id)}.log"
 
     def checkpoints(self, training_id: str) -> Path:
         """Below it each owner has a folder of its own (see `generation`)."""
-        return self.path / "checkpoints" / training_id
+        return self.path / "checkpoints" / _checked(training_id)
 
     def remove_checkpoints(self, training_id: str) -> None:
         """Once its outcome is on record, nothing goes on from them."""
@@ -303,8 +303,7 @@ class RunDir:
 
     def _apply_asked(self, event: dict[str, Any]) -> None:
         training_id = event["id"]
-        if not TRAINING_ID.fullmatch(training_id):
-            raise CorruptFileError(f"{self.record}: {training_id!r} is no training's name: {REMEDY}")
+        _checked(training_id)
         asked = _facts(event)
         asked["stage"] = asked.pop("training_stage")
         self._trainings[training_id] = Training(training_id, asked["stage"], asked["config"], asked)
@@ -317,6 +316,13 @@ class RunDir:
             session.searching_at = event["at"]
         if self._stages and self._stages[-1]["stage"] in ("searching", "searched"):
             session.last_search_at = event["at"]
+
+
+def _checked(training_id: str) -> str:
+    """A training's name, which becomes part of a path. Raises CorruptFileError for one that could lead elsewhere."""
+    if not TRAINING_ID.fullmatch(training_id):
+        raise CorruptFileError(f"the record names a training {training_id!r}, which is no name of one: {REMEDY}")
+    return training_id
 
 
 def _facts(event: dict[str, Any]) -> dict[str, Any]:

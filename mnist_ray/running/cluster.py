@@ -97,6 +97,12 @@ def address_in_use(address: str | None) -> str:
     return address or os.environ.get("RAY_ADDRESS") or "local"
 
 
+def shown(address: str) -> str:
+    """An address as anybody may read it: without a user's name and password, and without a query."""
+    scheme, separator, rest = address.rpartition("://")
+    return scheme + separator + rest.partition("?")[0].rpartition("@")[2]
+
+
 @contextlib.contextmanager
 def connected(address: str | None, temporary_folder: Path | None, verbose: bool) -> Iterator[Capacity]:
     """Join `address`, or start a cluster of this machine's CPUs; leave it at the end. Raises SpecError."""
@@ -120,8 +126,9 @@ def connected(address: str | None, temporary_folder: Path | None, verbose: bool)
             context: Any = ray.init(address=target, **options)
             session = Path(context.address_info["session_dir"])
         except (OSError, ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0].replace(target, shown(target))
             raise SpecError(
-                f"--address {target}: no Ray cluster answers there ({str(error).splitlines()[0]}): start one with "
+                f"--address {shown(target)}: no Ray cluster answers there ({reason}): start one with "
                 "'ray start --head', or leave --address out to use this machine alone"
             ) from None
     _protect_token()
@@ -129,7 +136,7 @@ def connected(address: str | None, temporary_folder: Path | None, verbose: bool)
         _mark_session(session)
     try:
         if target != "local":
-            _check_nodes(target)
+            _check_nodes(shown(target))
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         yield Capacity(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)))
     finally:
@@ -149,7 +156,7 @@ def _mark_session(session: Path) -> None:
 
 def _knock(target: str) -> None:
     """Raises OSError within three seconds if nothing listens at an address; Ray itself tries for minutes."""
-    host, _, port = target.rpartition("/")[2].rpartition(":")
+    host, _, port = shown(target).rstrip("/").rpartition("/")[2].rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host, int(port)), timeout=3).close()
 

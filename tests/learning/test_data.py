@@ -1,4 +1,4 @@
-"""What is read is what was hashed, a download comes whole or not at all, splits are what they promise."""
+"""What is read is what was hashed, splits are what they promise."""
 
 import contextlib
 import dataclasses
@@ -7,17 +7,13 @@ import hashlib
 import os
 import random
 import shutil
-import signal
-import socket
 import struct
-import subprocess
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,89 +24,10 @@ from hypothesis import strategies as st
 
 from mnist_ray.learning import data
 from mnist_ray.learning.data import DataError, LabelledImages
+from tests.learning.real_mnist import MNIST_NAMES, REAL_RAW, TRAIN_IMAGES, needs_mnist
 
-REAL_RAW = Path(os.environ.get("MNIST_RAY_TEST_DATA", "")) / "MNIST" / "raw"
-needs_mnist = pytest.mark.skipif(
-    "MNIST_RAY_TEST_DATA" not in os.environ, reason="the real MNIST files are not at $MNIST_RAY_TEST_DATA"
-)
-TRAIN_IMAGES = "train-images-idx3-ubyte.gz"
-MNIST_NAMES = [file.name for file in data.DATA_SETS["mnist"].files]
 NOBODY = 65534
 Array = npt.NDArray[Any]
-UseMirrors = Callable[..., None]  # takes the addresses that torchvision shall know
-
-
-class Mirror(ThreadingHTTPServer):
-    """A real server of the real files, with one way to misbehave for each first part of the path."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), MirrorHandler)
-        self.requested: list[str] = []
-        self.closing = threading.Event()
-
-    def address(self, behaviour: str) -> str:
-        return f"http://127.0.0.1:{self.server_port}/{behaviour}/"
-
-
-class MirrorHandler(BaseHTTPRequestHandler):
-    server: Mirror
-
-    def do_GET(self) -> None:
-        self.server.requested.append(self.path)
-        _, behaviour, name = self.path.split("/")
-        body = (REAL_RAW / name).read_bytes()
-        if behaviour == "absent":
-            self.send_error(404)
-            return
-        if behaviour == "silent":
-            self.server.closing.wait(60)
-            return
-        if behaviour == "unhurried":  # slow enough for eight processes to meet
-            time.sleep(0.3)
-        self.send_response(200)
-        if behaviour != "endless":
-            self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        with contextlib.suppress(ConnectionError):  # the client gives up: what most of these are for
-            self.send_body(behaviour, body)
-
-    def send_body(self, behaviour: str, body: bytes) -> None:
-        if behaviour == "cut":
-            self.wfile.write(body[: len(body) // 2])
-        elif behaviour == "wrong":
-            self.wfile.write(body[:-1] + bytes([body[-1] ^ 1]))
-        elif behaviour == "trickling":
-            for position in range(len(body)):
-                self.wfile.write(body[position : position + 1])
-                if self.server.closing.wait(0.05):
-                    return
-        elif behaviour == "endless":
-            while True:
-                self.wfile.write(body)
-        else:
-            self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-@pytest.fixture
-def mirror() -> Iterator[Mirror]:
-    with Mirror() as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        yield server
-        server.closing.set()
-        server.shutdown()
-
-
-@pytest.fixture
-def use_mirrors(monkeypatch: pytest.MonkeyPatch) -> UseMirrors:
-    def use(*addresses: str) -> None:
-        from torchvision import datasets
-
-        monkeypatch.setattr(datasets.MNIST, "mirrors", list(addresses))
-
-    return use
 
 
 @pytest.fixture
@@ -123,19 +40,14 @@ def mnist_dir(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def assert_nothing_of(name: str, data_dir: Path) -> None:
-    left = [path.name for path in (data_dir / "MNIST" / "raw").iterdir()]
-    assert not [found for found in left if name in found], left
-
-
 # --- real files -------------------------------------------------------------------------------------------
 
 
 @needs_mnist
-def test_real_mnist_is_what_torchvision_reads(mnist_dir: Path, use_mirrors: UseMirrors) -> None:
+def test_real_mnist_is_what_torchvision_reads(mnist_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from torchvision import datasets
 
-    use_mirrors("nowhere:")  # torchvision unpacks what is there and has nowhere to download from
+    monkeypatch.setattr(datasets.MNIST, "mirrors", ["nowhere:"])  # torchvision unpacks what is there
     data.fetch("mnist", mnist_dir)
     training, test = data.load_training("mnist", mnist_dir), data.load_test("mnist", mnist_dir)
 
@@ -254,184 +166,6 @@ def test_default_data_dir_follows_the_environment(monkeypatch: pytest.MonkeyPatc
     assert data.default_data_dir() == tmp_path / "data"
 
 
-# --- downloading ------------------------------------------------------------------------------------------
-
-
-@needs_mnist
-def test_what_is_missing_is_downloaded(mnist_dir: Path, mirror: Mirror, use_mirrors: UseMirrors) -> None:
-    use_mirrors(mirror.address("good"))
-    (mnist_dir / "MNIST" / "raw" / TRAIN_IMAGES).unlink()
-    data.fetch("mnist", mnist_dir)
-    assert mirror.requested == [f"/good/{TRAIN_IMAGES}"]
-    assert len(data.load_training("mnist", mnist_dir)) == 60_000
-    data.fetch("mnist", mnist_dir)
-    assert len(mirror.requested) == 1
-
-
-@needs_mnist
-@pytest.mark.parametrize("failing", ["absent", "wrong", "cut"])
-def test_the_second_mirror_is_asked(tmp_path: Path, mirror: Mirror, use_mirrors: UseMirrors, failing: str) -> None:
-    use_mirrors(mirror.address(failing), mirror.address("good"))
-    data.fetch("mnist", tmp_path)
-    assert data.load_test("mnist", tmp_path).labels[:5].tolist() == [7, 2, 1, 0, 4]
-    assert len(mirror.requested) == 8
-
-
-@needs_mnist
-@pytest.mark.parametrize(
-    ("behaviour", "said"),
-    [
-        ("absent", "404"),
-        ("wrong", "SHA-256"),
-        ("cut", "cut off after 4956211 of 9912422 bytes"),
-        ("silent", "no answer for 0.5 s"),
-        ("trickling", "too slow"),
-        ("endless", "no file of ours is so large"),
-    ],
-)
-def test_a_failed_download_is_one_clear_error(
-    tmp_path: Path, mirror: Mirror, use_mirrors: UseMirrors, behaviour: str, said: str
-) -> None:
-    use_mirrors(mirror.address(behaviour))
-    started_s = time.monotonic()
-    with pytest.raises(DataError) as caught:
-        data.fetch("mnist", tmp_path, timeout_s=0.5)
-    assert time.monotonic() - started_s < 15  # the servers would go on for longer
-    message = str(caught.value)
-    for part in (
-        said,
-        mirror.address(behaviour),
-        *MNIST_NAMES,
-        str(tmp_path / "MNIST" / "raw"),
-        "--data-dir",
-    ):
-        assert part in message
-    assert_nothing_of("ubyte", tmp_path)
-
-
-def test_refused_connections_name_every_mirror(tmp_path: Path, use_mirrors: UseMirrors) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as reserved:
-        port = reserved.getsockname()[1]
-    addresses = [f"http://127.0.0.1:{port}/{mirror}/" for mirror in ("first", "second")]
-    use_mirrors(*addresses)
-    with pytest.raises(DataError, match="Connection refused") as caught:
-        data.fetch("mnist", tmp_path)
-    assert all(address in str(caught.value) for address in addresses)
-    assert_nothing_of("ubyte", tmp_path)
-
-
-def test_a_wrong_file_is_not_replaced_by_a_download(tmp_path: Path, use_mirrors: UseMirrors) -> None:
-    use_mirrors()
-    file = data.DATA_SETS["mnist"].files[-1].path(tmp_path)
-    file.parent.mkdir(parents=True)
-    file.write_bytes(b"mine")
-    with pytest.raises(DataError, match=file.name):
-        data.fetch("mnist", tmp_path)
-    assert [path.name for path in file.parent.iterdir()] == [file.name]
-
-
-class Fetchers:
-    """Processes of their own that fetch MNIST at once. Their torchvision is an address book of one entry,
-    because importing the real one takes each of them two seconds of a processor."""
-
-    PROGRAM = """
-import resource, sys
-from pathlib import Path
-from mnist_ray.learning import data
-folder, timeout_s, largest_bytes = sys.argv[1:]
-if int(largest_bytes):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (int(largest_bytes), int(largest_bytes)))
-print("ready", flush=True)
-sys.stdin.readline()
-try:
-    data.fetch("mnist", Path(folder), timeout_s=float(timeout_s))
-except data.DataError as error:
-    sys.exit(f"DataError: {error}")
-"""
-
-    def __init__(self, folder: Path, address: str) -> None:
-        self.folder = folder / "data"
-        self.book = folder / "book"
-        (self.book / "torchvision").mkdir(parents=True)
-        (self.book / "torchvision" / "__init__.py").touch()
-        (self.book / "torchvision" / "datasets.py").write_text(
-            f"class MNIST:\n    mirrors = [{address!r}]\n    resources = []\n"
-        )
-
-    def start(self, count: int, timeout_s: float = 20, largest_bytes: int = 0) -> list[subprocess.Popen[str]]:
-        root = Path(data.__file__).parents[2]
-        processes = [
-            subprocess.Popen(
-                [sys.executable, "-c", self.PROGRAM, str(self.folder), str(timeout_s), str(largest_bytes)],
-                env={**os.environ, "PYTHONPATH": f"{self.book}{os.pathsep}{root}"},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for _ in range(count)
-        ]
-        for process in processes:
-            assert process.stdout is not None and process.stdout.readline() == "ready\n"
-        for process in processes:
-            assert process.stdin is not None
-            process.stdin.write("\n")
-            process.stdin.flush()
-        return processes
-
-
-def ends(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
-    """(exit status, stderr) of each, once all have ended."""
-    outputs = [process.communicate(timeout=30) for process in processes]
-    return [(process.returncode, errors) for process, (_, errors) in zip(processes, outputs, strict=True)]
-
-
-@needs_mnist
-def test_eight_processes_download_once(tmp_path: Path, mirror: Mirror) -> None:
-    fetchers = Fetchers(tmp_path, mirror.address("unhurried"))
-    assert ends(fetchers.start(8)) == [(0, "")] * 8
-    assert sorted(mirror.requested) == sorted(f"/unhurried/{name}" for name in MNIST_NAMES)
-    assert len(data.load_training("mnist", fetchers.folder)) == 60_000
-
-
-@needs_mnist
-def test_who_waited_for_a_failure_shares_it(tmp_path: Path, mirror: Mirror) -> None:
-    processes = Fetchers(tmp_path, mirror.address("silent")).start(3, timeout_s=1)
-    for status, errors in ends(processes):
-        assert status == 1
-        assert errors.startswith("DataError")
-        assert "no answer for 1 s" in errors
-    assert len(mirror.requested) == 1
-
-
-@needs_mnist
-def test_a_killed_download_is_taken_over(tmp_path: Path, mirror: Mirror, use_mirrors: UseMirrors) -> None:
-    fetchers = Fetchers(tmp_path, mirror.address("trickling"))
-    (process,) = fetchers.start(1)
-    raw = fetchers.folder / "MNIST" / "raw"
-    while not list(raw.glob(".*.partial")):
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert list(raw.glob(".*.partial"))
-
-    use_mirrors(mirror.address("good"))
-    data.fetch("mnist", fetchers.folder)
-    assert not list(raw.glob(".*.partial"))
-    assert data.is_present("mnist", fetchers.folder)
-
-
-@needs_mnist
-def test_a_disk_that_takes_no_more_is_one_clear_error(tmp_path: Path, mirror: Mirror) -> None:
-    fetchers = Fetchers(tmp_path, mirror.address("good"))
-    ((status, errors),) = ends(fetchers.start(1, largest_bytes=100_000))
-    assert status == 1
-    assert errors.startswith("DataError")
-    assert str(fetchers.folder / "MNIST" / "raw") in errors
-    assert "File too large (errno 27)" in errors
-    assert_nothing_of("ubyte", fetchers.folder)
-
-
 # --- other data sets --------------------------------------------------------------------------------------
 
 
@@ -531,6 +265,57 @@ def test_a_file_that_is_not_what_the_format_says_is_refused(
     plant_both(monkeypatch, tmp_path, "kmnist", images, labels)
     with pytest.raises(DataError, match=r"ubyte\.gz"):
         data.load_training("kmnist", tmp_path)
+
+
+def test_what_is_read_is_what_was_hashed_though_the_file_changes_in_between(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Exchanged right after it was hashed, by another file of the same form."""
+    plant_both(monkeypatch, tmp_path, "kmnist", idx(IMAGES), idx(LABELS))
+    file = data.DATA_SETS["kmnist"].training.files[1]
+
+    def hash_and_exchange(content: bytes) -> Any:
+        file.path(tmp_path).write_bytes(idx(LABELS[::-1]))
+        return hashlib.sha256(content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "hashlib", SimpleNamespace(sha256=hash_and_exchange))
+        np.testing.assert_array_equal(data._read_idx(file, tmp_path), LABELS)
+    with pytest.raises(DataError, match=file.name):
+        data._read_idx(file, tmp_path)
+
+
+def test_files_that_change_while_they_are_read_are_right_or_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Somebody exchanges and rewrites them all the time; every answer is the right one or a DataError."""
+    plant_both(monkeypatch, tmp_path, "kmnist", idx(IMAGES), idx(LABELS))
+    path = data.DATA_SETS["kmnist"].training.files[1].path(tmp_path)
+    ended = threading.Event()
+
+    def exchange() -> None:
+        beside = path.with_name("beside")
+        while not ended.is_set():
+            for labels in (LABELS[::-1], LABELS):
+                beside.write_bytes(idx(labels))
+                beside.replace(path)  # another file under the same name
+                path.write_bytes(idx(labels))  # the same file, for a moment empty
+
+    outcomes: list[str] = []
+    thread = threading.Thread(target=exchange)
+    thread.start()
+    try:
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline and not (len(outcomes) >= 200 and len(set(outcomes)) == 2):
+            try:
+                is_right = data.load_training("kmnist", tmp_path).labels.tolist() == LABELS.tolist()
+                outcomes.append("right" if is_right else "wrong")
+            except DataError:
+                outcomes.append("refused")
+    finally:
+        ended.set()
+        thread.join()
+    assert set(outcomes) == {"right", "refused"}
 
 
 def test_digits_are_the_same_everywhere_and_need_no_files(tmp_path: Path) -> None:

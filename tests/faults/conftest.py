@@ -1,0 +1,91 @@
+"""A finished run, made once; each test gets a copy of its own to spoil."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from mnist_ray.cli import main
+from mnist_ray.config import JobSpec, dump_spec
+from mnist_ray.learning.data import load_training
+from mnist_ray.record.rundir import RunDir
+from tests.faults.made_run import NAME, made_spec, make_finished_run, make_open_run
+
+NOWHERE = "127.0.0.1:1"  # joining it fails, so what works with it starts no Ray
+
+
+@dataclass(frozen=True)
+class Place:
+    """A storage folder with one run, and beside it the files that a user gives to commands."""
+
+    folder: Path
+
+    @property
+    def storage(self) -> Path:
+        return self.folder / "storage"
+
+    @property
+    def run(self) -> RunDir:
+        return RunDir(self.storage / NAME)
+
+    @property
+    def spec(self) -> JobSpec:
+        return made_spec(self.storage)
+
+    @property
+    def spec_file(self) -> Path:
+        return self.folder / "given" / "spec.yaml"
+
+    @property
+    def image(self) -> Path:
+        return self.folder / "given" / "digit.png"
+
+    def commands(self) -> dict[str, list[str]]:
+        """What a user can do with a run, by name: the arguments of `mnist-ray`."""
+        given: dict[str, list[str | Path]] = {
+            "list": ["results"],
+            "compare": ["results", NAME],
+            "evaluate": ["evaluate", NAME],
+            "predict": ["predict", self.image, "--run", NAME],
+            "predict with the latest": ["predict", self.image],
+            "resume": ["run", self.spec_file, "--address", NOWHERE],
+        }
+        return {name: [*map(str, arguments), "--storage", str(self.storage)] for name, arguments in given.items()}
+
+    def do(self, name: str) -> int:
+        """The exit code of a command."""
+        return main(self.commands()[name])
+
+
+def _give(place: Place) -> Place:
+    from PIL import Image
+
+    place.image.parent.mkdir()
+    Image.fromarray(load_training("digits", Path()).images[0, 0]).save(place.image)
+    place.spec_file.write_text(dump_spec(place.spec))
+    return place
+
+
+@pytest.fixture(scope="session")
+def finished_once(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    place = _give(Place(tmp_path_factory.mktemp("finished")))
+    make_finished_run(place.storage)
+    return place
+
+
+@pytest.fixture
+def finished(finished_once: Place, tmp_path: Path) -> Iterator[Place]:
+    """A copy of a finished run."""
+    place = Place(Path(shutil.copytree(finished_once.folder, tmp_path / "place")))
+    yield place
+    shutil.rmtree(place.folder)
+
+
+@pytest.fixture
+def interrupted(tmp_path: Path) -> Place:
+    """A run whose search was killed."""
+    place = _give(Place(tmp_path))
+    make_open_run(place.storage)
+    return place

@@ -1,0 +1,273 @@
+"""The ranks of a training as processes of their own, which can be held after an epoch and killed there.
+
+Each is forked from one server that has imported torch, so that a new set of them costs a tenth of a second, and
+each may be changed by a mutant: a way in which the program could be wrong, so that tests show that they notice.
+"""
+
+import hashlib
+import signal
+import traceback
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from datetime import timedelta
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mnist_ray.config import TrainingConfig
+from mnist_ray.learning import dropout, training
+from mnist_ray.learning.checkpoint import Checkpoints, SavedState, fit_resumably
+from mnist_ray.learning.data import LabelledImages, pixel_statistics
+from mnist_ray.learning.training import Examples, TrainingData, TrainState, Worker
+
+WAIT_S = 200.0  # for one answer of a rank; a tenth of a second is usual
+IMPORTED_ONCE = ["pytest", "numpy", "torch", "torch.distributed", "mnist_ray.learning.checkpoint"]
+
+FOR_GOOD = pytest.MonkeyPatch()  # never undone: what it changes ends with its process
+Mutant = Callable[[int], object]  # called in each process with its rank, before it trains
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all ranks of one life are told."""
+
+    images: LabelledImages
+    config: TrainingConfig
+    folder: Path  # of the checkpoints, one an epoch
+    mutant: Mutant | None = None
+
+    def checkpoints(self) -> Checkpoints:
+        return Checkpoints(self.folder, self.config, every_s=0.0)
+
+    def data(self) -> TrainingData:
+        """The first 40 are the validation split too: what is compared is whether two trainings agree."""
+        cpu = torch.device("cpu")
+        validation = Examples.of(self.images.take(np.arange(40)), cpu)
+        return TrainingData(Examples.of(self.images, cpu), validation, pixel_statistics(self.images.images))
+
+
+@dataclass
+class Drawn:
+    """What was random in one epoch of one rank: hashes of the order and of the first dropout mask."""
+
+    orders: list[str] = field(default_factory=list)
+    masks: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """All that one rank has at the end, but for the seconds that it took.
+
+    tensors: model and optimizer, as safetensors. drawn: by epoch, for those that this process did itself.
+    """
+
+    completed_epochs: int
+    history: list[dict[str, Any]]
+    tensors: bytes
+    drawn: dict[int, Drawn]
+
+    @classmethod
+    def of(cls, state: TrainState, drawn: dict[int, Drawn]) -> "Trained":
+        saved = SavedState.of(state)
+        history = [{key: value for key, value in row.items() if key != "elapsed_s"} for row in saved.history]
+        return cls(saved.completed_epochs, history, saved.tensors, drawn)
+
+
+# --- in the process of a rank
+
+
+def run_rank(connection: Connection, rank: int, world_size: int, meeting_point: Path, plan: Plan, hold: int) -> None:
+    """Say each epoch that is completed, and at the end what came of it; wait to be killed after epoch `hold`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
+    torch.set_num_threads(1)
+    try:
+        if world_size > 1:
+            dist.init_process_group(
+                "gloo",
+                init_method=f"file://{meeting_point}",
+                rank=rank,
+                world_size=world_size,
+                timeout=timedelta(seconds=WAIT_S / 2),
+            )
+        if plan.mutant is not None:
+            plan.mutant(rank)
+        connection.send(_train(connection, Worker(rank, world_size), plan, hold))
+    except BaseException:
+        connection.send(traceback.format_exc())
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _train(connection: Connection, worker: Worker, plan: Plan, hold: int) -> Trained:
+    drawn, current = {}, _watched()
+    state = None
+    for state in fit_resumably(plan.config, plan.data(), plan.checkpoints(), worker):
+        if current.orders:  # not where it only says from where it goes on
+            drawn[state.completed_epochs] = Drawn(list(current.orders), current.masks[:1])
+            current.orders.clear()
+            current.masks.clear()
+        connection.send(state.completed_epochs)
+        if hold and state.completed_epochs == hold:
+            signal.pause()
+    assert state is not None
+    return Trained.of(state, drawn)
+
+
+def _watched() -> Drawn:
+    """From now on, what this process draws."""
+    drawn = Drawn()
+    _watch(torch, "randperm", drawn.orders)
+    _watch(dropout, "_mask", drawn.masks)
+    return drawn
+
+
+def _watch(module: Any, name: str, hashes: list[str]) -> None:
+    original = getattr(module, name)
+
+    def watched(*arguments: Any, **options: Any) -> Tensor:
+        tensor: Tensor = original(*arguments, **options)
+        hashes.append(hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest())
+        return tensor
+
+    FOR_GOOD.setattr(module, name, watched)
+
+
+# --- in the test's process
+
+
+class Ranks:
+    """One life of a training: `world_size` processes, from the latest checkpoint to the end or to being killed."""
+
+    def __init__(self, world_size: int, plan: Plan, meeting_point: Path, hold: int = 0) -> None:
+        """hold: the epoch after which they wait to be killed; 0 for none."""
+        context = get_context("forkserver")
+        context.set_forkserver_preload(IMPORTED_ONCE)
+        self._connections: list[Connection] = []
+        self._processes = []
+        for rank in range(world_size):
+            ours, theirs = context.Pipe(duplex=False)
+            process = context.Process(
+                target=run_rank, args=(theirs, rank, world_size, meeting_point, plan, hold), daemon=True
+            )
+            process.start()
+            theirs.close()  # so that a dead process ends a wait for it
+            self._connections.append(ours)
+            self._processes.append(process)
+
+    def wait_for_epoch(self, epoch: int) -> None:
+        """Until every rank has completed it, or a later one."""
+        for rank, connection in enumerate(self._connections):
+            said: int | Trained = 0
+            while isinstance(said, int) and said < epoch:
+                said = self._next(rank, connection)
+
+    def results(self) -> list[Trained]:
+        """What each rank has at the end."""
+        try:
+            return [self._result(rank, connection) for rank, connection in enumerate(self._connections)]
+        finally:
+            self.kill()
+
+    def kill(self) -> list[int | None]:
+        """SIGKILL to those that are left; returns the exit codes."""
+        for process in self._processes:
+            process.kill()
+        for process in self._processes:
+            process.join(WAIT_S)
+        for connection in self._connections:
+            connection.close()
+        return [process.exitcode for process in self._processes]
+
+    def _result(self, rank: int, connection: Connection) -> Trained:
+        while not isinstance(said := self._next(rank, connection), Trained):
+            pass
+        return said
+
+    def _next(self, rank: int, connection: Connection) -> int | Trained:
+        assert connection.poll(WAIT_S), f"rank {rank} did not answer within {WAIT_S:g} s"
+        said: int | Trained | str = connection.recv()
+        assert not isinstance(said, str), f"rank {rank}: {said}"
+        return said
+
+
+# --- mutants: ways to be wrong
+
+
+def forget(part: str, only_rank: int | None, rank: int) -> None:
+    """Bring `part` of the state back as it was in the beginning: tensors by the end of their name, or a field."""
+    if only_rank not in (None, rank):
+        return
+    original = SavedState.put_into
+
+    def put_into(saved: SavedState, state: TrainState) -> None:
+        fields = {"completed_epochs": state.completed_epochs, "history": list(state.history)}
+        tensors = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
+        original(saved, state)
+        if part in fields:
+            setattr(state, part, fields[part])
+            return
+        forgotten = [_put_back(state, name, tensors) for name in _names(state) if name.endswith(part)]
+        assert forgotten, part
+
+    FOR_GOOD.setattr(SavedState, "put_into", put_into)
+
+
+def _names(state: TrainState) -> list[str]:
+    moments = [f"{index}.{name}" for index, held in _moments(state).items() for name in held]
+    return [*state.model.state_dict(), *moments]
+
+
+def _moments(state: TrainState) -> dict[int, dict[str, Tensor]]:
+    """Adam's own tensors, by the number of the parameter."""
+    parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
+    return {index: state.optimizer.state[parameter] for index, parameter in enumerate(parameters)}
+
+
+def _put_back(state: TrainState, name: str, initial: dict[str, Tensor]) -> str:
+    with torch.no_grad():
+        if name in initial:
+            state.model.state_dict()[name].copy_(initial[name])
+        else:
+            index, _, moment = name.partition(".")
+            _moments(state)[int(index)][moment].zero_()
+    return name
+
+
+def seed_without(what: str, rank: int) -> None:
+    """Seed each epoch's draws without the epoch, or each rank's without the rank."""
+    original = training._seeded
+
+    def without(*key: object) -> Any:
+        return original(*{"epoch": key[:2] + key[3:], "rank": key[:3]}[what])
+
+    FOR_GOOD.setattr(training, "_seeded", without)
+
+
+def seed_once(rank: int) -> None:
+    """Draw from a generator that is seeded when the process starts, and kept nowhere."""
+    torch.manual_seed(rank)
+    original = training._seeded
+
+    def unless_for_dropout(*key: object) -> Any:
+        return nullcontext() if "dropout" in key else original(*key)
+
+    FOR_GOOD.setattr(training, "_seeded", unless_for_dropout)
+
+
+def rebuild_buckets(rank: int) -> None:
+    """DDP as it is by default: after the first step it adds gradients up in another order."""
+
+    def replicated(network: nn.Module, **options: Any) -> nn.Module:
+        return DistributedDataParallel(network, **{**options, "find_unused_parameters": False})
+
+    FOR_GOOD.setattr(training, "DistributedDataParallel", replicated)
