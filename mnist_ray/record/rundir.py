@@ -172,8 +172,7 @@ class RunDir:
     # --- trainings
 
     def record_asked(self, training_id: str, stage: str, config: Mapping[str, Any], **known: Any) -> None:
-        assert TRAINING_ID.fullmatch(training_id), training_id
-        self._publish("asked", id=training_id, training_stage=stage, config=dict(config), **known)
+        self._publish("asked", id=_checked(training_id), training_stage=stage, config=dict(config), **known)
 
     def record_epoch(self, training_id: str, row: Mapping[str, Any]) -> None:
         """A row that is on record already, because it was read from a checkpoint, is not recorded again."""

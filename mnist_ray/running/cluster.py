@@ -125,8 +125,13 @@ def connected(address: str | None, temporary_folder: Path | None, verbose: bool)
             _knock(target)
             context: Any = ray.init(address=target, **options)
             session = Path(context.address_info["session_dir"])
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = str(error).splitlines()[0].replace(target, shown(target))
+        except Exception as error:  # Ray raises bare ones too
+            reason = (str(error).splitlines() or [type(error).__name__])[0].replace(target, shown(target))
+            if target == "local":
+                raise SpecError(
+                    f"Ray did not start on this machine ({reason}): run the same command again when the machine is "
+                    "less busy; --ray-dir names another folder for Ray's temporary files"
+                ) from None
             raise SpecError(
                 f"--address {shown(target)}: no Ray cluster answers there ({reason}): start one with "
                 "'ray start --head', or leave --address out to use this machine alone"
