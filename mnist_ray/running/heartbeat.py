@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -207,9 +208,13 @@ class TrialWatch:
     """Ends the processes of trials that hang."""
 
     def __init__(self, limit_s: float = HANG_LIMIT_S) -> None:
-        self.inbox = start_inbox()
         self._watch = Watch(limit_s)
         self._next_look = 0.0
+
+    @cached_property
+    def inbox(self) -> Any:
+        """Started when it is first asked for."""
+        return start_inbox()
 
     def end_hanging(self, in_flight: Collection[str]) -> dict[str, str]:
         """Look, at most once a second; why each trial whose process was ended had to be."""

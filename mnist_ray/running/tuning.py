@@ -91,11 +91,11 @@ def search(
     trials in flight stay open then too. A trial that does not get on for `hang_limit_s` is ended as if it had died.
     """
     trials = run.trainings("search")
+    watch = TrialWatch(hang_limit_s)
+    ledger = _Ledger(spec, run, listener, seconds_left, trials, watch)
     num_open = spec.search.num_trials - sum(trial.status is not None for trial in trials)
     if num_open <= 0:
         return
-    watch = TrialWatch(hang_limit_s)
-    ledger = _Ledger(spec, run, listener, seconds_left, trials, watch)
     tuner = tune.Tuner(
         _trainable(spec.search, data, run, watch.inbox),
         tune_config=tune.TuneConfig(

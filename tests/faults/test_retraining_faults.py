@@ -22,8 +22,7 @@ from tests.faults.sabotage import In, die, sabotaged, sleep, stop_itself
 
 NUM_EPOCHS = 3
 STEPS_PER_EPOCH = 4
-IN_SECOND_EPOCH = STEPS_PER_EPOCH + 2
-HANG_LIMIT_S = 6.0
+HANG_LIMIT_S = 8.0
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +80,8 @@ def test_ranks_that_hang_are_named_and_started_again_until_failures_are_used_up(
 ) -> None:
     faults = sabotaged(
         data,
-        In(tmp_path / "slept", rank=1, step=IN_SECOND_EPOCH, fault=sleep),
-        In(tmp_path / "stopped", rank=0, step=IN_SECOND_EPOCH, fault=stop_itself),
+        In(tmp_path / "slept", rank=1, step=STEPS_PER_EPOCH + 2, fault=sleep),
+        In(tmp_path / "stopped", rank=0, step=2 * STEPS_PER_EPOCH + 2, fault=stop_itself),
     )
     started = time.monotonic()
     heard = Heard()
