@@ -18,6 +18,9 @@ from pathlib import Path
 
 import pytest
 
+# Ray reads it once, when it is imported, which some tests do long before they need a cluster.
+os.environ["RAY_AUTH_MODE"] = "token"
+
 BIN = Path(sys.executable).parent
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -235,7 +235,7 @@ class _Supervisor:
         free = ray.available_resources()  # type: ignore[no-untyped-call]
         has = ", ".join(f"{free.get(kind, 0):g} {kind}" for kind in _resources(self._settings))
         return (
-            f"waiting for {self._settings.workers} workers of {needed} each for {waited_s:.0f} s; "
+            f"waiting for {self._settings.workers} workers of {needed} each to start, for {waited_s:.0f} s now; "
             f"the cluster has {has} free"
         )
 

@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 BEAT_S = 2.0
 HANG_LIMIT_S = 120.0
+LIMITS_TO_START = 3  # as many times the limit until the first mark: imports alone took 20 s on a crowded machine
 LONGEST_LOOK_S = 5.0
 NUM_FRAMES = 4
 
@@ -181,8 +182,11 @@ class Watch:
         }
 
     def hanging(self) -> dict[str, Followed]:
-        """Those of `at_work` that have not got on for the limit."""
-        return {name: one for name, one in self.at_work().items() if one.still_s >= self._limit_s}
+        """Those of `at_work` that have not got on for the limit, or not begun for LIMITS_TO_START times that."""
+        return {name: one for name, one in self.at_work().items() if one.still_s >= self._limit_of(one)}
+
+    def _limit_of(self, one: Followed) -> float:
+        return self._limit_s if one.beat.num_marks else LIMITS_TO_START * self._limit_s
 
 
 def culprits(group: Iterable[Followed]) -> list[Followed]:

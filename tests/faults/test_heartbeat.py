@@ -44,7 +44,7 @@ def follow(watch: Watch, clock: Clock, seconds: int, beats: Callable[[int], list
 
 def test_who_gets_on_does_not_hang(clock: Clock) -> None:
     watch = Watch(LIMIT_S)
-    follow(watch, clock, 300, lambda second: [beat("rank 0", second, num_marks=second // 50)])
+    follow(watch, clock, 300, lambda second: [beat("rank 0", second, num_marks=1 + second // 50)])
     assert watch.hanging() == {}
 
 
@@ -57,9 +57,17 @@ def test_who_beats_but_stands_still_hangs_after_the_limit_and_not_before(clock: 
     assert str(hanging) == "rank 0 (process 1 on host) has not got on for 60 s, last seen in step (training.py:7)"
 
 
+def test_who_has_not_begun_gets_more_time(clock: Clock) -> None:
+    watch = Watch(LIMIT_S)
+    follow(watch, clock, 179, lambda second: [beat("rank 0", second, num_marks=0)])
+    assert watch.hanging() == {}
+    follow(watch, clock, 2, lambda second: [beat("rank 0", 179 + second, num_marks=0)])
+    assert len(watch.hanging()) == 1
+
+
 def test_who_falls_silent_hangs(clock: Clock) -> None:
     watch = Watch(LIMIT_S)
-    follow(watch, clock, 100, lambda second: [beat("rank 0", second, num_marks=second)] if second < 30 else [])
+    follow(watch, clock, 100, lambda second: [beat("rank 0", second, num_marks=1 + second)] if second < 30 else [])
     (hanging,) = watch.hanging().values()
     assert hanging.silent_s == 70
 

@@ -18,7 +18,7 @@ from mnist_ray.running.shared_data import SharedData
 from tests.faults.conftest import SmallDisk
 from tests.faults.sabotage import In, hog_memory, sabotaged, sleep, stop_itself
 
-HANG_LIMIT_S = 8.0
+HANG_LIMIT_S = 10.0
 Sabotage = Callable[..., None]
 
 
