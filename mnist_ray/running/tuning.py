@@ -6,6 +6,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -222,14 +223,14 @@ class _Ledger(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         training_id = trial.config["training_id"]
         with self._writing():
-            self._end(training_id, trial.num_failures, "failed", self._why_it_died(trial), str(trial.get_error()))
+            self._end(training_id, trial.num_failures, "failed", self._why_it_died(trial), _errors(trial))
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self._listener.note(f"{trial.config['training_id']} is started again: {self._why_it_died(trial)}")
 
     def _why_it_died(self, trial: Trial) -> str:
         hang = self._hangs.pop(trial.config["training_id"], None)
-        return hang or why_it_died(str(trial.get_error()))
+        return hang or why_it_died(_errors(trial))
 
     def end_what_time_stopped(self) -> None:
         """Tune says nothing of the trials that it stops as a whole. Those of an interrupted search stay open."""
@@ -262,6 +263,11 @@ class _Ledger(tune.Callback):
         self._study.tell(training)
         self._run.remove_checkpoints(training_id)
         self._listener.trial_ended(training)
+
+
+def _errors(trial: Trial) -> str:
+    """What Tune has collected; `Trial.get_error` reads a copy, which lags behind."""
+    return Path(trial.error_file).read_text() if trial.error_file else ""
 
 
 def _is_of_row(key: str) -> bool:
