@@ -30,7 +30,7 @@ BEAT_S = 2.0
 HANG_LIMIT_S = 120.0
 LIMITS_TO_START = 3  # as many times the limit until the first mark: imports alone took 20 s on a crowded machine
 LONGEST_LOOK_S = 5.0
-NUM_FRAMES = 4
+NUM_FRAMES = 6
 
 
 @dataclass(frozen=True)
@@ -111,12 +111,17 @@ def beating(inbox: Any, name: str) -> Iterator[None]:
 
 
 def innermost_frames(thread_id: int) -> str:
-    """Where a thread of this process is: "train_step (learning/training.py:172), called by ...", innermost first."""
+    """Where a thread of this process is: "train_step (learning/training.py:172), called by ...", innermost first.
+
+    Between that and the project's own functions lie many of torch's and of importing; private ones are left out.
+    """
     frame = sys._current_frames().get(thread_id)
     places: list[str] = []
     while frame is not None and len(places) < NUM_FRAMES:
-        file = "/".join(Path(frame.f_code.co_filename).parts[-2:])
-        places.append(f"{frame.f_code.co_name} ({file}:{frame.f_lineno})")
+        name = frame.f_code.co_name
+        if not places or not name.startswith("_"):
+            file = "/".join(Path(frame.f_code.co_filename).parts[-2:])
+            places.append(f"{name} ({file}:{frame.f_lineno})")
         frame = frame.f_back
     return ", called by ".join(places)
 
