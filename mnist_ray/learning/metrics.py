@@ -7,6 +7,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional
 
+from mnist_ray.learning import pulse
+
 
 @dataclass(frozen=True)
 class Score:
@@ -43,7 +45,9 @@ class ScoreSums:
 def summed_over_ranks(values: Tensor) -> Tensor:
     """Add `values` over all ranks in place; every rank gets the same sums. Without a process group: as it is."""
     if dist.is_initialized() and dist.get_world_size() > 1:
+        pulse.mark()
         dist.all_reduce(values)
+        pulse.mark()
     return values
 
 
@@ -52,7 +56,9 @@ def gathered_from_ranks(values: Tensor) -> Tensor:
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return values[None]
     gathered = values.new_empty(dist.get_world_size() * len(values))
+    pulse.mark()
     dist.all_gather_into_tensor(gathered, values)
+    pulse.mark()
     return gathered.view(-1, len(values))
 
 

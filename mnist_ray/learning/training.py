@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mnist_ray.config import TrainingConfig
+from mnist_ray.learning import pulse
 from mnist_ray.learning.batch_norm import over_global_batch
 from mnist_ray.learning.data import LabelledImages, PixelStatistics
 from mnist_ray.learning.metrics import Score, ScoreSums, summed_loss
@@ -185,6 +186,7 @@ def train_step(
     DistributedDataParallel averages gradients over ranks; times the world size that is their sum, and the loss is
     a sum divided once by the global count, so uneven shares weigh each example alike.
     """
+    pulse.mark()
     optimizer.zero_grad(set_to_none=True)
     logits = network(images)
     loss = summed_loss(logits, labels)
@@ -195,6 +197,7 @@ def train_step(
 
 def evaluate(model: nn.Module, examples: Examples, worker: Worker = Worker()) -> Score:
     """The score over all ranks, each example counted once: rank r takes r, r + world_size, and so on."""
+    pulse.mark()
     sums = ScoreSums(worker.device)
     images, labels = (part[worker.rank :: worker.world_size] for part in (examples.images, examples.labels))
     for start in range(0, len(labels), EVALUATION_BATCH_SIZE):

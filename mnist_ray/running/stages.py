@@ -247,6 +247,7 @@ class Stages:
                     self._spec.max_failures,
                     self._run.ray_state,
                     self._receive,
+                    self._listener.note,
                 )
             except distributed.GroupFailedError as error:
                 self._run.record_stage("retrain-failed", error=str(error))
@@ -287,6 +288,7 @@ class Stages:
             workers=self._spec.retrain.workers,
             threads=self._spec.retrain.cpus_per_worker,
             device=message.device,
+            num_failures=message.num_failures,
             trace=message.trace,
             model=model,
         )

@@ -1,9 +1,11 @@
 """The search: Ray Tune runs the trials, the run's record and its study say what they are and came to."""
 
+import contextlib
 import dataclasses
 import time
 import traceback
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,42 +18,54 @@ from ray.tune.search import Searcher
 from mnist_ray.config import EarlyStopping, Hyperparameters, JobSpec, Search, TrainingConfig
 from mnist_ray.learning.checkpoint import Checkpoints, fit_resumably
 from mnist_ray.learning.training import DivergedError, Worker
-from mnist_ray.record.rundir import RunDir, Status, Training
+from mnist_ray.record.rundir import RunDir, Status, TakenOverError, Training
 from mnist_ray.record.study import SearchStudy, direction, seed_of_trial
+from mnist_ray.running.deaths import out_of_memory_is_a_failure, why_it_died
+from mnist_ray.running.disks import DiskTrouble
+from mnist_ray.running.heartbeat import HANG_LIMIT_S, TrialWatch, beating
 from mnist_ray.running.shared_data import SharedData
 
 FAILURE = "failure"  # the key of a trial's last report if it failed: a line for people
 TRACEBACK = "traceback"
+DISK_TROUBLE = "disk_trouble"  # the key of a trial's last report if its disk is full or read-only: a DiskTrouble
 
 
 class TrialListener(Protocol):
     """Who wants to see the search as it goes."""
+
+    def note(self, text: str) -> None: ...
 
     def trial_epoch(self, training_id: str, row: dict[str, Any]) -> None: ...
 
     def trial_ended(self, training: Training) -> None: ...
 
 
-def run_trial(values: dict[str, Any], data: SharedData, settings: Search) -> None:
+def run_trial(values: dict[str, Any], data: SharedData, settings: Search, inbox: Any) -> None:
     """One trial, in its own process, which is reused for the next one: reports a row per epoch.
 
-    What it raises is reported as a failure with its traceback rather than raised, so that the process lives on.
+    What it raises is reported as a failure with its traceback rather than raised, so that the process lives on. A
+    disk that is full or read-only is no failure of the trial and is reported as what it is. Beats to the inbox.
     """
     torch.set_num_threads(settings.cpus_per_trial)
     config = TrainingConfig(**values["config"])
     worker = Worker(device=torch.device(_device(settings)))
-    checkpoints = Checkpoints.of_generation(Path(values["checkpoints"]), values["generation"], config)
+    folder = Path(values["checkpoints"])
+    checkpoints = Checkpoints.of_generation(folder, values["generation"], config)
     num_reported = 0
-    try:
-        for state in fit_resumably(config, data.get(worker.device), checkpoints, worker):
-            for row in state.history[num_reported:]:
-                tune.report(row)
-            num_reported = len(state.history)
-    except DivergedError as error:
-        tune.report(_failure(str(error), None))
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        tune.report(_failure(reason.splitlines()[0], traceback.format_exc()))
+    with beating(inbox, values["training_id"]):
+        try:
+            for state in fit_resumably(config, data.get(worker.device), checkpoints, worker):
+                for row in state.history[num_reported:]:
+                    tune.report(row)
+                num_reported = len(state.history)
+        except DivergedError as error:
+            tune.report(_failure(str(error), None))
+        except Exception as error:
+            trouble = DiskTrouble.of(error, folder) if isinstance(error, OSError) else None
+            reason = f"{type(error).__name__}: {error}"
+            tune.report(
+                {DISK_TROUBLE: trouble} if trouble else _failure(reason.splitlines()[0], traceback.format_exc())
+            )
 
 
 def _device(settings: Search) -> str:
@@ -69,19 +83,22 @@ def search(
     num_concurrent: int,
     seconds_left: float | None,
     listener: TrialListener,
+    hang_limit_s: float = HANG_LIMIT_S,
 ) -> None:
     """Run the trials that are not on record yet; everything that happens goes into the record at once.
 
     Returns early when `seconds_left` are over (trials in flight end as stopped) or when it is interrupted (they
-    stay open, and the next search goes on with them).
+    stay open, and the next search goes on with them). Raises OSError where a trial or the record cannot be written;
+    trials in flight stay open then too. A trial that does not get on for `hang_limit_s` is ended as if it had died.
     """
     trials = run.trainings("search")
-    ledger = _Ledger(spec, run, listener, seconds_left, trials)
+    watch = TrialWatch(hang_limit_s)
+    ledger = _Ledger(spec, run, listener, seconds_left, trials, watch)
     num_open = spec.search.num_trials - sum(trial.status is not None for trial in trials)
     if num_open <= 0:
         return
     tuner = tune.Tuner(
-        _trainable(spec.search, data),
+        _trainable(spec.search, data, watch.inbox),
         tune_config=tune.TuneConfig(
             search_alg=_Suggestions(ledger),
             scheduler=ledger.scheduler,
@@ -100,12 +117,16 @@ def search(
             verbose=0,
         ),
     )
-    tuner.fit()
+    try:
+        with out_of_memory_is_a_failure():
+            tuner.fit()
+    finally:
+        watch.close()
     ledger.end_what_time_stopped()
 
 
-def _trainable(search: Search, data: SharedData) -> Any:
-    function = tune.with_parameters(run_trial, data=data, settings=search)
+def _trainable(search: Search, data: SharedData, inbox: Any) -> Any:
+    function = tune.with_parameters(run_trial, data=data, settings=search, inbox=inbox)
     resources = {"cpu": search.cpus_per_trial, "gpu": search.gpus_per_trial}
     return tune.with_resources(function, resources)
 
@@ -120,7 +141,11 @@ class _Ledger(tune.Callback):
         listener: TrialListener,
         seconds_left: float | None,
         trials: list[Training],
+        watch: TrialWatch,
     ) -> None:
+        self._watch = watch
+        self._hangs: dict[str, str] = {}  # why a trial's process was ended, until Tune has dealt with it
+        self._fatal: OSError | TakenOverError | None = None
         self._spec = spec
         self._run = run
         self._listener = listener
@@ -158,16 +183,40 @@ class _Ledger(tune.Callback):
             "generation": self._run.generation,
         }
 
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Several times a second. Raises OSError, TakenOverError, which end the search."""
+        if self._fatal is not None:
+            raise self._fatal
+        self._hangs |= self._watch.end_hanging(self._in_flight)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Keep an error until the step's end: Tune takes what other callbacks raise for failures of trials."""
+        try:
+            yield
+        except (OSError, TakenOverError) as error:
+            self._fatal = error
+
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
+        with self._writing():
+            self._take_result(trial, result)
+
+    def _take_result(self, trial: Trial, result: dict[str, Any]) -> None:
         self._in_flight[trial.config["training_id"]] = trial
+        if DISK_TROUBLE in result:
+            raise result[DISK_TROUBLE].error()
         if FAILURE not in result:
             row = {key: value for key, value in result.items() if _is_of_row(key)}
             self._run.record_epoch(trial.config["training_id"], row)
             self._listener.trial_epoch(trial.config["training_id"], row)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        with self._writing():
+            self._take_end(trial)
+
+    def _take_end(self, trial: Trial) -> None:
         result = trial.last_result or {}
         epoch = result.get("epoch", 0)
         training_id = trial.config["training_id"]
@@ -179,10 +228,16 @@ class _Ledger(tune.Callback):
             self._end(training_id, trial.num_failures, "pruned", f"among the worst at epoch {epoch}")
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        error = trial.get_error()
-        reason = " ".join(str(error).split()) or type(error).__name__
         training_id = trial.config["training_id"]
-        self._end(training_id, trial.num_failures, "failed", f"its process died: {reason[:300]}", str(error))
+        with self._writing():
+            self._end(training_id, trial.num_failures, "failed", self._why_it_died(trial), _errors(trial))
+
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._listener.note(f"{trial.config['training_id']} is started again: {self._why_it_died(trial)}")
+
+    def _why_it_died(self, trial: Trial) -> str:
+        hang = self._hangs.pop(trial.config["training_id"], None)
+        return hang or why_it_died(_errors(trial))
 
     def end_what_time_stopped(self) -> None:
         """Tune says nothing of the trials that it stops as a whole. Those of an interrupted search stay open."""
@@ -212,6 +267,11 @@ class _Ledger(tune.Callback):
         self._study.tell(training)
         self._run.remove_checkpoints(training_id)
         self._listener.trial_ended(training)
+
+
+def _errors(trial: Trial) -> str:
+    """What Tune has collected; `Trial.get_error` reads a copy, which lags behind."""
+    return Path(trial.error_file).read_text() if trial.error_file else ""
 
 
 def _is_of_row(key: str) -> bool:
@@ -268,7 +328,7 @@ class RecordedASHA(ASHAScheduler):
         return True  # Tune says them again
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        if FAILURE in result:
+        if FAILURE in result or DISK_TROUBLE in result:
             return TrialScheduler.STOP  # and its missing score stays out of the rungs
         action: str = super().on_trial_result(tune_controller, trial, result)
         if action == TrialScheduler.STOP:

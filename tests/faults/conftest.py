@@ -1,6 +1,7 @@
-"""A finished run, made once; each test gets a copy of its own to spoil."""
+"""A finished run, made once, of which each test gets a copy to spoil; and a disk that is full."""
 
 import shutil
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,3 +90,26 @@ def interrupted(tmp_path: Path) -> Place:
     place = _give(Place(tmp_path))
     make_open_run(place.storage)
     return place
+
+
+class SmallDisk:
+    """A file system in memory, mounted at `path`."""
+
+    def __init__(self, path: Path, size: str) -> None:
+        self.path = path
+        path.mkdir(parents=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", path], check=True)
+
+    def grow(self, size: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,size={size}", self.path], check=True)
+
+    def unmount(self) -> None:
+        subprocess.run(["umount", "--lazy", self.path], check=True)
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    """With room for 64 kB, where a checkpoint takes 0.2 MB; where a run named "small" keeps its checkpoints."""
+    disk = SmallDisk(tmp_path / "small" / "checkpoints", "64k")
+    yield disk
+    disk.unmount()

@@ -6,7 +6,7 @@ The same kills with real Ray: `make chaos`.
 
 import os
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from mnist_ray.learning.training import TrainingData, TrainState, Worker
 from mnist_ray.record.views import write_views
 from mnist_ray.running import distributed, job, shared_data, tuning
 from mnist_ray.running.cluster import Capacity
+from mnist_ray.running.heartbeat import TrialWatch
 
 NUM_IMAGES = 90
 
@@ -81,11 +82,18 @@ class LocalTrial:
         self.last_result: dict[str, Any] = {}
 
 
+class NobodyHangs(TrialWatch):
+    """Stands for the watch over trials' processes."""
+
+    def end_hanging(self, in_flight: Collection[str]) -> dict[str, str]:
+        return {}
+
+
 def search_one_by_one(
     spec: JobSpec, run: RunDir, shared: LocalData, num_concurrent: int, seconds_left: float | None, listener: Any
 ) -> None:
     """Stands for tuning.search: Tune's order of things, one trial at a time."""
-    ledger: Any = tuning._Ledger(spec, run, listener, seconds_left, run.trainings("search"))
+    ledger: Any = tuning._Ledger(spec, run, listener, seconds_left, run.trainings("search"), NobodyHangs())
     while values := ledger.next_trial():
         trial = LocalTrial(values)
         ledger.scheduler.on_trial_add(None, trial)
@@ -95,9 +103,11 @@ def search_one_by_one(
             action = ledger.scheduler.on_trial_result(None, trial, row)
             trial.last_result = row
             ledger.on_trial_result(0, [], trial, row)
+            ledger.on_step_end(0, [])
             if action == TrialScheduler.STOP:
                 break
         ledger.on_trial_complete(0, [], trial)
+        ledger.on_step_end(0, [])
 
 
 def rows(states: Iterator[Any]) -> Iterator[dict[str, Any]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mnist_ray import RunDir
-from tests.running.conftest import BIN, REPOSITORY, Head, descendants
+from tests.ray_head import BIN, REPOSITORY, Head, descendants
 
 SMALL = (
     *("--set", "search.num_trials=3", "--set", "search.num_epochs=6", "--set", "search.early_stopping=null"),

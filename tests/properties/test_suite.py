@@ -23,7 +23,13 @@ def run_pytest(folder: Path, tests: dict[str, str], no_skips: str) -> "subproces
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-rsfE", "-p", "no:cacheprovider", "--continue-on-collection-errors"],
         cwd=folder,
-        env=os.environ | {"MNIST_RAY_NO_SKIPS": no_skips, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "COLUMNS": "200"},
+        env=os.environ
+        | {
+            "MNIST_RAY_NO_SKIPS": no_skips,
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+            "COLUMNS": "200",
+            "PYTHONPATH": str(ROOT),  # for the plugin that the conftest names
+        },
         capture_output=True,
         text=True,
         timeout=120,

@@ -26,7 +26,7 @@ from mnist_ray import (
 from mnist_ray.record.rundir import Training
 from mnist_ray.running.evaluation import evaluate_run, predict_images
 from mnist_ray.running.stages import Listener, TrainingFailedError
-from tests.running.conftest import Head, descendants
+from tests.ray_head import Head, descendants
 
 NOWHERE = Site(address="127.0.0.1:1")  # joining it fails, so a run that works with it joins nothing
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.running.conftest import BIN, REPOSITORY, Head, free_ports
+from tests.ray_head import BIN, REPOSITORY, Head, free_ports
 
 ONE_AT_A_TIME = ("--set", "search.max_concurrent_trials=1")
 

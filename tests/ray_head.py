@@ -1,4 +1,7 @@
-"""One real Ray head for all tests that run jobs: its own ports, its own folder, token authentication on."""
+"""One real Ray head for all tests that run jobs: its own ports, its own folder, token authentication on.
+
+A plugin rather than a conftest, because folders beside one another share it.
+"""
 
 import contextlib
 import os
@@ -15,8 +18,11 @@ from pathlib import Path
 
 import pytest
 
+# Ray reads it once, when it is imported, which some tests do long before they need a cluster.
+os.environ["RAY_AUTH_MODE"] = "token"
+
 BIN = Path(sys.executable).parent
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,132 @@
+"""A group of workers in which ranks hang, stop, die or cannot save, on a real Ray cluster."""
+
+import errno
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+
+from mnist_ray.config import Retrain, TrainingConfig
+from mnist_ray.learning.data import load_training, pixel_statistics
+from mnist_ray.running import distributed
+from mnist_ray.running.cluster import connected
+from mnist_ray.running.distributed import EpochDone, GroupFailedError, Message, Retraining, RetrainingDone, retrain
+from mnist_ray.running.shared_data import SharedData
+from tests.faults.conftest import SmallDisk
+from tests.faults.sabotage import In, die, sabotaged, sleep, stop_itself
+
+NUM_EPOCHS = 3
+STEPS_PER_EPOCH = 4
+HANG_LIMIT_S = 10.0
+
+
+@pytest.fixture(scope="module")
+def data(head: Any) -> Iterator[SharedData]:
+    """200 digits on the head's cluster, which this process joins."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in head.environment.items():
+            patch.setenv(name, value)
+        examples = load_training("digits", Path()).take(np.arange(200))
+        with connected(head.address, None, verbose=False):
+            yield SharedData.put(examples, None, pixel_statistics(examples.images))
+
+
+class Occupier:
+    """An actor that only holds CPUs."""
+
+
+class Heard:
+    """What a retraining tells the driver."""
+
+    def __init__(self) -> None:
+        self.epochs: list[tuple[str, int]] = []
+        self.done: list[RetrainingDone] = []
+        self.notes: list[str] = []
+
+    def receive(self, message: Message) -> None:
+        if isinstance(message, EpochDone):
+            self.epochs.append((message.id, message.row["epoch"]))
+        else:
+            self.done.append(message)
+
+    def epochs_of(self, training_id: str) -> list[int]:
+        return [epoch for name, epoch in self.epochs if name == training_id]
+
+
+def start(
+    heard: Heard, data: SharedData, folder: Path, ids: list[str], workers: int = 2, max_failures: int = 1
+) -> Heard:
+    config = TrainingConfig(learning_rate=0.001, dropout=0.25, batch_size=50, num_epochs=NUM_EPOCHS, seed=0)
+    retrain(
+        [Retraining(name, config, folder / "checkpoints" / name, 0) for name in ids],
+        data,
+        Retrain(workers=workers),
+        max_failures,
+        folder / "ray",
+        heard.receive,
+        heard.notes.append,
+        HANG_LIMIT_S,
+    )
+    return heard
+
+
+def test_ranks_that_hang_are_named_and_started_again_until_failures_are_used_up(
+    data: SharedData, tmp_path: Path
+) -> None:
+    faults = sabotaged(
+        data,
+        In(tmp_path / "slept", rank=1, step=STEPS_PER_EPOCH + 2, fault=sleep),
+        In(tmp_path / "stopped", rank=0, step=2 * STEPS_PER_EPOCH + 2, fault=stop_itself),
+    )
+    heard = Heard()
+    with pytest.raises(GroupFailedError) as failed:
+        start(heard, faults, tmp_path, ["one"], max_failures=1)
+    last_line = str(failed.value).splitlines()[-1]
+    assert last_line.startswith("rank 0 (process ")
+    first, second = heard.notes
+    assert first.startswith("the group of workers was ended: rank 1 (process ")
+    assert "sleep (faults/sabotage.py:" in first
+    assert second.endswith(last_line)
+
+
+def test_a_rank_that_dies_costs_one_start_and_repeats_no_finished_training(data: SharedData, tmp_path: Path) -> None:
+    first_of_second = NUM_EPOCHS * STEPS_PER_EPOCH + 2
+    faults = sabotaged(data, In(tmp_path / "died", rank=1, step=first_of_second, fault=die))
+    heard = start(Heard(), faults, tmp_path, ["one", "two"])
+    assert [(done.id, done.num_failures, done.failure) for done in heard.done] == [("one", 0, None), ("two", 1, None)]
+    assert heard.epochs_of("one") == [1, 2, 3]
+    assert sorted(set(heard.epochs_of("two"))) == [1, 2, 3]
+    (note,) = heard.notes
+    assert "rank 1: its process died" in note
+
+
+def test_a_group_that_waits_for_workers_says_so(
+    data: SharedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed, "WAITING_NOTE_S", 2.0)
+    occupier: Any = ray.remote(num_cpus=2)(Occupier).remote()
+    ray.get(occupier.__ray_ready__.remote())
+    freed = threading.Timer(7.0, lambda: ray.kill(occupier))
+    freed.start()
+    heard = start(Heard(), data, tmp_path, ["one"], workers=1)
+    assert [done.failure for done in heard.done] == [None]
+    assert heard.notes[0] == "waiting for 1 workers of 1 CPU each to start, for 2 s now; the cluster has 0 CPU free"
+    assert len(heard.notes) >= 2
+    assert heard.notes[1].startswith("waiting for 1 workers of 1 CPU each to start, for 4 s now")
+
+
+def test_a_full_disk_ends_the_retraining_with_its_path_and_no_retries(
+    data: SharedData, tmp_path: Path, full_disk: SmallDisk
+) -> None:
+    folder = full_disk.path.parent
+    with pytest.raises(OSError, match="No space left on device") as raised:
+        start(Heard(), data, folder, ["one"], max_failures=0)
+    assert raised.value.errno == errno.ENOSPC
+    assert str(raised.value.filename).startswith(str(full_disk.path / "one"))
+    full_disk.grow("10m")
+    heard = start(Heard(), data, folder, ["one"], max_failures=0)
+    assert [(done.failure, done.num_failures) for done in heard.done] == [(None, 0)]

@@ -1,0 +1,120 @@
+"""Searches in which trials hang, run out of memory or cannot save, on a real Ray cluster."""
+
+import errno
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mnist_ray import JobSpec, Site, parse_spec, run_job, search_job
+from mnist_ray.record.rundir import Training
+from mnist_ray.running import tuning
+from mnist_ray.running.shared_data import SharedData
+from mnist_ray.running.stages import Listener
+from tests.faults.conftest import SmallDisk
+from tests.faults.sabotage import In, hog_memory, sabotaged, sleep, stop_itself
+
+HANG_LIMIT_S = 10.0
+Sabotage = Callable[..., None]
+
+
+class Notes(Listener):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def spec_of(storage: Path, **changes: Any) -> JobSpec:
+    content = {
+        "name": "small",
+        "storage": str(storage),
+        "data": {"name": "digits", "num_validation": 180},
+        "search": {"num_trials": 3, "num_epochs": 2, "early_stopping": None},
+        "retrain": {"num_epochs": 2, "workers": 2, "baseline": False},
+    }
+    return parse_spec(content | changes)
+
+
+@pytest.fixture
+def sabotage(monkeypatch: pytest.MonkeyPatch) -> Sabotage:
+    """Call it with faults, and every job of the test gets them into its training processes."""
+    put = SharedData.put
+
+    def commit(*faults: In) -> None:
+        monkeypatch.setattr(SharedData, "put", lambda *examples: sabotaged(put(*examples), *faults))
+
+    monkeypatch.setattr(tuning, "search", partial(tuning.search, hang_limit_s=HANG_LIMIT_S))
+    return commit
+
+
+def reason(training: Training) -> str:
+    assert training.ended is not None
+    return str(training.ended["reason"])
+
+
+def test_trials_that_hang_or_are_stopped_fail_with_where_and_the_search_goes_on(
+    joined: str, tmp_path: Path, sabotage: Sabotage
+) -> None:
+    sabotage(In(tmp_path / "slept", 0, 3, sleep), In(tmp_path / "stopped", 0, 5, stop_itself))
+    run = search_job(spec_of(tmp_path, max_failures=0), Site(joined))
+    trials = run.trainings("search")
+    failed = [trial for trial in trials if trial.status == "failed"]
+    assert sorted(str(trial.status) for trial in trials) == ["complete", "failed", "failed"]
+    assert all(f"{trial.id} (process " in reason(trial) for trial in failed)
+    assert sum("sleep (faults/sabotage.py:" in reason(trial) for trial in failed) == 1
+
+
+def test_a_full_disk_ends_the_search_with_its_path_and_leaves_the_trials_open(
+    joined: str, tmp_path: Path, full_disk: SmallDisk
+) -> None:
+    spec = spec_of(tmp_path, max_failures=0)
+    with pytest.raises(OSError, match="No space left on device") as raised:
+        search_job(spec, Site(joined))
+    assert raised.value.errno == errno.ENOSPC
+    assert str(raised.value.filename).startswith(str(full_disk.path / "trial-000"))
+    full_disk.grow("10m")
+    run = search_job(spec, Site(joined))
+    trials = run.trainings("search")
+    assert [trial.status for trial in trials] == ["complete"] * 3
+    assert [[row["epoch"] for row in trial.history] for trial in trials] == [[1, 2]] * 3
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """Ray's sockets lie below it."""
+    folder = Path(tempfile.mkdtemp(prefix="mr-", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def megabytes(name: str) -> int:
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) // 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+def test_running_out_of_memory_is_named_counted_and_survived(
+    joined: str,
+    tmp_path: Path,
+    short_folder: Path,
+    sabotage: Sabotage,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    in_use = 1 - megabytes("MemAvailable") / megabytes("MemTotal")
+    monkeypatch.setenv("RAY_memory_usage_threshold", f"{in_use + 3000 / megabytes('MemTotal'):.4f}")
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "100")
+    sabotage(In(tmp_path / "trial", 0, 3, hog_memory), In(tmp_path / "rank", 1, 3, hog_memory))
+    listener = Notes()
+    run = run_job(spec_of(tmp_path, max_failures=3), Site(temporary_folder=short_folder), listener)
+    assert [trial.status for trial in run.trainings("search")] == ["complete"] * 3
+    assert sum(trial.ended["num_failures"] for trial in run.trainings("search") if trial.ended) >= 1
+    said = [text for text in [*listener.notes, *caplog.messages] if "killed because the node ran out of memory" in text]
+    assert any(text.startswith("trial-000") for text in said)
+    assert any("rank" in text for text in said)
+    assert run.stage("tested") is not None
