@@ -268,7 +268,7 @@ def test_aims_follow_from_the_seed_and_can_all_be_hit_in_one_run() -> None:
 
 def test_seconds_lost_end_with_something_new_on_record() -> None:
     def event(second: int, kind: str, epoch: int) -> dict[str, Any]:
-        return {"kind": kind, "at": f"1970-01-01T00:00:{second:02d}+00:00", "id": "trial-0000", "epoch": epoch}
+        return {"kind": kind, "at": f"1970-01-01T00:00:{second:02d}+00:00", "id": "trial-0000", "row": {"epoch": epoch}}
 
     events = [event(1, "epoch", 1), event(12, "epoch", 1), event(14, "epoch", 2)]  # epoch 1 is reported again
     story = Story("killed", kills=[kill_at(10), kill_at(13), kill_at(20)], ended=25)
@@ -280,7 +280,7 @@ def test_the_table_goes_between_its_marker_lines(tmp_path: Path, undisturbed: Un
     page.write_text(f"above\n{table.BEGIN}\nold\n{table.END}\nbelow\n")
     good = judged(undisturbed.run, undisturbed)
     story = dataclasses.replace(undisturbed.story, kills=[kill_at(0, stage=stage) for stage in STAGES])
-    report = Report(1, 1, undisturbed.story, [Tried(story, good, 1, [2.0, 4.0, 9.0], 5, 2)])
+    report = Report(1, 1, undisturbed.story, [Tried(story, good, 1, [2.0, 4.0, 9.0], 2)])
     text = table.markdown(report, "`the command`", 60.0, "2026-11-22")
     table.put_into(page, text)
     assert page.read_text() == f"above\n{table.BEGIN}\n{text}\n{table.END}\nbelow\n"

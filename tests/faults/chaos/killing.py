@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mnist_ray.files import CorruptFileError
 from mnist_ray.record.rundir import RunDir, Training
 from tests.faults.chaos import processes
 from tests.faults.chaos.processes import Process, Role
@@ -114,7 +115,6 @@ class _Fire:
     ) -> None:
         self.story = Story(name)
         self._job = job
-        self._run = RunDir(job.storage / name)
         self._forget = forget
         self._hit = hit
         self._pending = deque(aims)
@@ -123,12 +123,17 @@ class _Fire:
         self._due: float | None = None  # when the next aim is shot at; None while its conditions do not hold
         self._record_read = 0.0
 
+    @property
+    def _run(self) -> RunDir:
+        """Read anew each time: a record that is gone has to be seen as gone."""
+        return RunDir(self._job.storage / self.story.run)
+
     def until_done(self) -> None:
         self.story.began = time.time()
         try:
             while not self._one_session():
                 pass
-        except StuckRunError as error:
+        except (StuckRunError, CorruptFileError) as error:
             self.story.stuck = str(error)
         self.story.ended = time.time()
         self.story.num_missed += len(self._pending)
@@ -203,7 +208,8 @@ class _Fire:
             self._hit(run=self.story.run, stage=aim.stage, target=aim.role, title=victim.title, **facts)
         )
         if aim.role == "driver" and self._forget:
-            shutil.rmtree(self._run.path / "record", ignore_errors=True)
+            for part in ("record", "leases"):
+                shutil.rmtree(self._run.path / part, ignore_errors=True)
         self._next_aim()
 
     def _victim(self, role: Role, session: Session) -> Process | None:
@@ -249,6 +255,10 @@ def training_of(event: Mapping[str, Any]) -> str | None:
     return str(event["id"])
 
 
+def epoch_of(event: Mapping[str, Any]) -> int | None:
+    return int(event["row"]["epoch"]) if event["kind"] == "epoch" else None
+
+
 def describe(event: Mapping[str, Any]) -> str:
-    parts = [name_of(event), training_of(event), event.get("epoch")]
+    parts = [name_of(event), training_of(event), epoch_of(event)]
     return " ".join(str(part) for part in parts if part is not None)

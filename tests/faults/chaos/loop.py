@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from mnist_ray.files import CorruptFileError
 from mnist_ray.record.rundir import RunDir
 from tests.faults.chaos.aims import Pace, draw_aims
 from tests.faults.chaos.killing import Aim, Killer, Story
@@ -26,8 +27,8 @@ from tests.faults.chaos.verdict import (
 
 KILLS_PER_STAGE_AND_RUN = 2
 
-# Short, and real in every part. No kill of a worker uses up `max_failures`; the recipe is a poor one, so that the search
-# finds a better one and there are two retrainings.
+# Short, and real in every part. No kill of a worker uses up `max_failures`. The recipe is a poor one, so that the
+# search finds a better one and there are two retrainings.
 SPEC: dict[str, Any] = {
     "name": "chaos",
     "seed": 1,
@@ -56,7 +57,6 @@ class Tried:
     verdict: Verdict
     concurrent: int  # trials at a time
     lost_s: list[float]  # by kill
-    num_sessions: int
     num_retrainings_compared: int
 
 
@@ -112,16 +112,22 @@ class Harness:
     ) -> Tried:
         job = self.job(concurrent)
         story = self._killer.run(job, name, aims, forget)
-        run = RunDir(job.storage / name)
         shutil.rmtree(self._ray_dir, ignore_errors=True)  # the logs of its clusters
-        return Tried(
-            story=story,
-            verdict=judge(story, run, reference, is_exact=concurrent == 1),
-            concurrent=concurrent,
-            lost_s=seconds_lost(story, run.events()),
-            num_sessions=len(story.exit_codes),
-            num_retrainings_compared=num_shared_retrainings(reference, outcome_of(run)) if reference else 0,
-        )
+        try:
+            return _tried(story, RunDir(job.storage / name), concurrent, reference)
+        except CorruptFileError as error:
+            return Tried(story, Verdict(name, [], [], [], [str(error)]), concurrent, [], 0)
+
+
+def _tried(story: Story, run: RunDir, concurrent: int, reference: Outcome | None) -> Tried:
+    """Raises CorruptFileError."""
+    return Tried(
+        story=story,
+        verdict=judge(story, run, reference, is_exact=concurrent == 1),
+        concurrent=concurrent,
+        lost_s=seconds_lost(story, run.events()),
+        num_retrainings_compared=num_shared_retrainings(reference, outcome_of(run)) if reference else 0,
+    )
 
 
 def bombard(workdir: Path, num_kills: int, seed: int, with_control: bool, say: Callable[[str], None]) -> Report:
@@ -164,7 +170,7 @@ def _said_of(tried: Tried) -> str:
     story = tried.story
     return (
         f"{story.run}: {'good' if tried.verdict.is_good else 'BAD'}, {tried.concurrent} at a time, {len(story.kills)} "
-        f"kills ({story.num_missed} missed), {tried.num_sessions} sessions, {story.elapsed_s:.1f} s"
+        f"kills ({story.num_missed} missed), {len(story.exit_codes)} sessions, {story.elapsed_s:.1f} s"
         + ("" if tried.verdict.is_good else f"\n  {tried.verdict}")
     )
 

@@ -51,7 +51,7 @@ def figures(report: Report) -> list[tuple[str, str]]:
     lost = [seconds for each in tried for seconds in each.lost_s] or [0.0]
     return [
         ("runs, each of 8 trials, a choice, two retrainings on two workers and the test", str(len(tried))),
-        ("the same command started again", str(sum(each.num_sessions - 1 for each in tried))),
+        ("the same command started again", str(sum(len(each.story.exit_codes) - 1 for each in tried))),
         ("runs that ended with exit code 0", f"{sum(_has_ended(each) for each in tried)} of {len(tried)}"),
         ("drivers that gave up by themselves", str(sum(len(each.story.gave_up) for each in tried))),
         ("finished trials and retrainings that ran twice", str(sum(len(each.verdict.ran_twice) for each in tried))),

@@ -8,7 +8,7 @@ from typing import Any
 from mnist_ray.files import sha256
 from mnist_ray.record.results import read_results, results_table
 from mnist_ray.record.rundir import RunDir, Training
-from tests.faults.chaos.killing import Kill, Story, digest, finished, name_of, training_of
+from tests.faults.chaos.killing import Kill, Story, digest, epoch_of, finished, name_of, training_of
 
 # What says that a run has got further. The start of another session does not.
 PROGRESS = ("asked", "epoch", "ended", "searched", "chosen", "retrained", "unsealed", "tested")
@@ -234,7 +234,7 @@ def progress_times(events: Sequence[Mapping[str, Any]]) -> list[float]:
     known: set[tuple[Any, ...]] = set()
     times = []
     for event in events:
-        what = (name_of(event), training_of(event), event.get("epoch"))
+        what = (name_of(event), training_of(event), epoch_of(event))
         if what[0] in PROGRESS and what not in known:
             known.add(what)
             times.append(datetime.fromisoformat(event["at"]).timestamp())
