@@ -2,6 +2,7 @@
 # make test     the tests; PYTEST_ARGS goes to pytest
 # make check    format, lint, types, layering
 # make bench    the training step beside a hand-written loop
+# make chaos    kill a real job a hundred times (over half an hour) and write what was lost into docs/reliability.md
 # make lock     pin the requirements again; LOCK_ARGS=--upgrade moves them to the newest versions
 # make clean    remove what can be made again (.venv too; never results/)
 #
@@ -13,11 +14,12 @@ SPEC ?= jobs/quickstart.yaml
 NAME ?= quickstart
 PYTEST_ARGS ?=
 LOCK_ARGS ?=
+CHAOS_ARGS ?= --kills 100 --seed 1
 
 BIN := .venv/bin
 UV := .venv/uv/bin/uv
 
-.PHONY: help run test check bench lock clean
+.PHONY: help run test check bench chaos lock clean
 .NOTPARALLEL:
 
 help:
@@ -37,6 +39,9 @@ check: .venv/installed-dev
 
 bench: .venv/installed-runtime
 	@$(BIN)/python benchmarks/training_step.py
+
+chaos: .venv/installed-dev
+	@$(BIN)/python -m tests.faults.chaos $(CHAOS_ARGS) --control --json results/chaos.json --page docs/reliability.md
 
 # The development file takes every shared version from the runtime one, so that tests run on what users get.
 COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header $(LOCK_ARGS)
