@@ -147,6 +147,10 @@ class RunDir:
         """As many events as this object knows of, without a look at the disk; safe to ask from another thread."""
         return self._log.num_read
 
+    def events(self) -> list[dict[str, Any]]:
+        """Everything that is published, oldest first, read from the disk again."""
+        return EventLog(self.record).read_new()
+
     def lease(self, generation: int) -> Path:
         return self.leases / f"{generation:06d}.json"
 
