@@ -12,7 +12,7 @@ from tests.faults.chaos.verdict import progress_times
 
 # How often each kind of process is meant, by stage.
 SHARES: dict[Stage, dict[Role, float]] = {
-    "start": {"driver": 0.85, "other": 0.15},
+    "start": {"driver": 1.0},
     "search": {"driver": 0.45, "trial": 0.45, "other": 0.10},
     "retrain": {"driver": 0.45, "rank": 0.45, "other": 0.10},
     "test": {"driver": 0.85, "other": 0.15},

@@ -201,22 +201,24 @@ class _Fire:
         victim = self._victim(aim.role, session)
         if victim is None or not processes.kill(victim):
             return
-        if aim.role == "driver":
+        target = victim.role or "driver"
+        if target == "driver":
             session.wait()  # the record stands still then
         facts = on_record(self._run)
         self.story.kills.append(
-            self._hit(run=self.story.run, stage=aim.stage, target=aim.role, title=victim.title, **facts)
+            self._hit(run=self.story.run, stage=aim.stage, target=target, title=victim.title, **facts)
         )
-        if aim.role == "driver" and self._forget:
+        if target == "driver" and self._forget:
             for part in ("record", "leases"):
                 shutil.rmtree(self._run.path / part, ignore_errors=True)
         self._next_aim()
 
     def _victim(self, role: Role, session: Session) -> Process | None:
-        if role == "driver":
-            return session.driver()
+        """Other workers come and go; where there is none the driver is meant."""
         candidates = [process for process in session.processes() if process.role == role]
-        return self._generator.choice(candidates) if candidates else None
+        if candidates:
+            return self._generator.choice(candidates)
+        return session.driver() if role in ("driver", "other") else None
 
 
 def on_record(run: RunDir) -> dict[str, Any]:
