@@ -228,35 +228,40 @@ class Stages:
         return planned
 
     def retrain(self) -> None:
-        from mnist_ray.running import distributed
-
-        open_plans = [plan for plan in self._retrainings() if not self._has_ended(plan["id"])]
-        if not open_plans:
+        chosen, retrained = self._run.stage("chosen"), self._run.stage("retrained")
+        if chosen and retrained and retrained["at"] >= chosen["at"]:
             return
+        open_plans = [plan for plan in self._retrainings() if not self._has_ended(plan["id"])]
         total = sum(plan["config"]["num_epochs"] for plan in open_plans)
         self._listener.stage_began("retrain", total, 0, "epochs")
         with self.timed("retrain") as facts:
-            for plan in open_plans:
-                if self._run.training(plan["id"]) is None:
-                    self._run.record_asked(plan["id"], "retrain", plan["config"])
-            try:
-                distributed.retrain(
-                    [self._retraining(plan) for plan in open_plans],
-                    self._share(None, None),
-                    self._spec.retrain,
-                    self._spec.max_failures,
-                    self._run.ray_state,
-                    self._receive,
-                    self._listener.note,
-                )
-            except distributed.GroupFailedError as error:
-                self._run.record_stage("retrain-failed", error=str(error))
-                reason = str(error).strip().splitlines()[-1]
-                raise TrainingFailedError(
-                    f"the retraining failed: {reason} (log: {self._run.retraining_log}): run the same command again to "
-                    "go on once the cause is mended"
-                ) from error
+            if open_plans:
+                self._retrain(open_plans)
         self._run.record_stage("retrained", **facts)
+
+    def _retrain(self, plans: list[dict[str, Any]]) -> None:
+        from mnist_ray.running import distributed
+
+        for plan in plans:
+            if self._run.training(plan["id"]) is None:
+                self._run.record_asked(plan["id"], "retrain", plan["config"])
+        try:
+            distributed.retrain(
+                [self._retraining(plan) for plan in plans],
+                self._share(None, None),
+                self._spec.retrain,
+                self._spec.max_failures,
+                self._run.ray_state,
+                self._receive,
+                self._listener.note,
+            )
+        except distributed.GroupFailedError as error:
+            self._run.record_stage("retrain-failed", error=str(error))
+            reason = str(error).strip().splitlines()[-1]
+            raise TrainingFailedError(
+                f"the retraining failed: {reason} (log: {self._run.retraining_log}): run the same command again to go "
+                "on once the cause is mended"
+            ) from error
 
     def _has_ended(self, training_id: str) -> bool:
         training = self._run.training(training_id)
