@@ -1,5 +1,6 @@
 # make run      the whole job: SPEC (a job spec) under the run name NAME
 # make test     the tests; PYTEST_ARGS goes to pytest
+# make test-slow  the tests that take longer than that: faults with real kills, hangs and full disks
 # make check    format, lint, types, layering
 # make bench    the training step beside a hand-written loop
 # make chaos    kill a real job a hundred times (over half an hour) and write what was lost into docs/reliability.md
@@ -19,7 +20,7 @@ CHAOS_ARGS ?= --kills 100 --seed 1
 BIN := .venv/bin
 UV := .venv/uv/bin/uv
 
-.PHONY: help run test check bench chaos lock clean
+.PHONY: help run test test-slow check bench chaos lock clean
 .NOTPARALLEL:
 
 help:
@@ -29,7 +30,10 @@ run: .venv/installed-runtime
 	@$(BIN)/mnist-ray run "$(SPEC)" --name "$(NAME)"
 
 test: .venv/installed-dev
-	@$(BIN)/python -m pytest -rs $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -rs -m "not slow" $(PYTEST_ARGS)
+
+test-slow: .venv/installed-dev
+	@$(BIN)/python -m pytest -rs -m slow $(PYTEST_ARGS)
 
 check: .venv/installed-dev
 	@$(BIN)/ruff format --check --quiet || { echo "Not formatted: run $(BIN)/ruff format" >&2; exit 1; }

@@ -24,7 +24,7 @@ from tests.faults.chaos.loop import SPEC, Harness, Report, Tried, short_folder
 from tests.faults.chaos.session import STAGES, stage_of
 from tests.faults.chaos.verdict import Outcome, judge, outcome_of, ran_again, seconds_lost
 
-pytestmark = pytest.mark.timeout(900)  # real jobs; under a tenth of it on a quiet machine
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # real jobs; under a tenth of it on a quiet machine
 
 SMALLER = {
     "search": SPEC["search"] | {"num_trials": 4, "num_epochs": 2},

@@ -39,6 +39,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return storage
 
 
+@pytest.mark.timeout(1200)
 def test_a_kill_at_any_durable_write_is_made_good_by_the_same_command(undisturbed: Path, tmp_path: Path) -> None:
     expected = essence(undisturbed / "small")
     passed: dict[str, int] = json.loads((undisturbed / "passed.json").read_text())

@@ -23,6 +23,8 @@ from mnist_ray.running.evaluation import trained_model
 from tests.faults.conftest import Place
 from tests.faults.made_run import LEFTOVERS, OPEN_TRIAL, RETRAINING, checkpoints_of, record_files
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 # --- payloads

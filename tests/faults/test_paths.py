@@ -17,6 +17,8 @@ from mnist_ray.record.views import write_views
 from tests.faults.conftest import NOWHERE, Place
 from tests.faults.made_run import RETRAINING, TRIAL, record_files, tamper
 
+pytestmark = pytest.mark.slow
+
 # --- names of runs
 
 HOSTILE_NAMES = [
@@ -147,7 +149,8 @@ def test_a_hostile_name_of_something_large_leads_nowhere(
         codes = {command: finished.do(command) for command in finished.commands()}
     assert outside(finished, seen) == []
     assert everything_outside(finished) == before
-    assert codes["resume"] == 3
+    if key == "model":
+        assert codes["evaluate"] == codes["predict"] == 3
     assert "root:" not in "".join(capsys.readouterr())
 
 

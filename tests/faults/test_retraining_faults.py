@@ -19,6 +19,8 @@ from mnist_ray.running.shared_data import SharedData
 from tests.faults.conftest import SmallDisk
 from tests.faults.sabotage import In, die, sabotaged, sleep, stop_itself
 
+pytestmark = pytest.mark.slow
+
 NUM_EPOCHS = 3
 STEPS_PER_EPOCH = 4
 HANG_LIMIT_S = 10.0

@@ -18,6 +18,8 @@ from mnist_ray.running.stages import Listener
 from tests.faults.conftest import SmallDisk
 from tests.faults.sabotage import In, hog_memory, sabotaged, sleep, stop_itself
 
+pytestmark = pytest.mark.slow
+
 HANG_LIMIT_S = 10.0
 Sabotage = Callable[..., None]
 

@@ -19,6 +19,8 @@ from tests.faults.conftest import Place
 from tests.faults.made_run import LEFTOVERS, record_files
 from tests.faults.test_no_code import PAYLOADS, kinds_for
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 CANARY = "canary-5b1f0c9e"
 SECRETS = {

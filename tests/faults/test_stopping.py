@@ -14,6 +14,8 @@ import pytest
 from mnist_ray import RunDir
 from tests.ray_head import BIN, REPOSITORY, Head, descendants
 
+pytestmark = pytest.mark.slow
+
 SMALL = (
     *("--set", "search.num_trials=3", "--set", "search.num_epochs=6", "--set", "search.early_stopping=null"),
     *("--set", "search.max_concurrent_trials=1", "--set", "retrain.num_epochs=10", "--name", "small"),

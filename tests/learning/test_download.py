@@ -19,6 +19,8 @@ from mnist_ray.learning import data
 from mnist_ray.learning.data import DataError
 from tests.learning.real_mnist import MNIST_NAMES, REAL_RAW, TRAIN_IMAGES, needs_mnist
 
+pytestmark = pytest.mark.slow
+
 UseMirrors = Callable[..., None]  # takes the addresses that torchvision shall know
 
 
