@@ -262,7 +262,9 @@ class RunDir:
     def _add(self, kind: str, facts: dict[str, Any]) -> None:
         try:
             event = self._log.add(kind, facts)
-        except FileExistsError:
+        except (FileExistsError, FileNotFoundError):  # a successor removes what was half written, too
+            if not self.was_taken_over() and self._log.peek() is None:
+                raise
             raise TakenOverError(f"{self.path} was taken over by another process") from None
         self._apply(event)
 

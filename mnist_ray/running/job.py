@@ -97,7 +97,7 @@ def _run_stages(spec: JobSpec, site: Site, listener: Listener, until: str, with_
         try:
             with owned(run, listener.note, stop):
                 _work_on(run, spec, site, listener, until, with_search)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, OSError):
             if run.was_taken_over():
                 raise TakenOverError(f"{run.path} was taken over by another process") from None
             raise

@@ -24,6 +24,7 @@ from mnist_ray import (
     train_job,
 )
 from mnist_ray.record.rundir import Training
+from mnist_ray.record.views import write_views
 from mnist_ray.running.evaluation import evaluate_run, predict_images
 from mnist_ray.running.stages import Listener, TrainingFailedError
 from tests.ray_head import Head, descendants
@@ -315,6 +316,17 @@ def test_more_workers_than_the_cluster_has_are_refused(joined: str, tmp_path: Pa
     ):
         run_job(small_spec(tmp_path, retrain__workers=3), Site(joined))
     assert RunDir(tmp_path / "small").all_stages() == []
+
+
+def test_a_run_of_another_release_is_refused_with_both_versions_and_still_shown(tmp_path: Path) -> None:
+    spec = small_spec(tmp_path)
+    run = RunDir(tmp_path / "small")
+    run.take({"host": "here", "pid": 1, "format": 99, "version": "9.9.9"})
+    run.record_stage("started", spec=spec.model_dump(mode="json"))
+    with pytest.raises(SpecError, match=r"mnist_ray 9\.9\.9, whose record mnist_ray 0\.1\.0 cannot go on"):
+        run_job(spec, NOWHERE)
+    write_views(RunDir(run.path))
+    assert run.results_csv.is_file()
 
 
 def test_a_cluster_that_does_not_answer_is_named(tmp_path: Path) -> None:
