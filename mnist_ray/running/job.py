@@ -31,7 +31,8 @@ HERE, SILENT = Site(), Listener()
 def run_job(spec: JobSpec, site: Site = HERE, listener: Listener = SILENT) -> RunDir:
     """Everything: search, choose, retrain, test, tables. A finished run is returned as it is.
 
-    Raises SpecError, DataError, TrainingFailedError, InterruptedRunError, OSError.
+    Raises SpecError, DataError, TrainingFailedError, InterruptedRunError, OwnedByAnotherError, TakenOverError,
+    CorruptFileError, OSError.
     """
     return _run_stages(spec, site, listener, until="tested", with_search=True)
 
