@@ -13,10 +13,10 @@ from mnist_ray.config import Hyperparameters, JobSpec, SpecError, TrainingConfig
 from mnist_ray.record.results import ROLE_OF_CHOICE_AND_RECIPE, choose
 from mnist_ray.record.rundir import RunDir, Training
 from mnist_ray.running.cluster import Capacity, installed_versions
+from mnist_ray.running.messages import EpochDone, Message, Retraining
 
 if TYPE_CHECKING:
     from mnist_ray.learning.data import LabelledImages, PixelStatistics, Split
-    from mnist_ray.running.distributed import Message
 
 
 class TrainingFailedError(RuntimeError):
@@ -267,9 +267,7 @@ class Stages:
         training = self._run.training(training_id)
         return training is not None and training.status is not None
 
-    def _retraining(self, plan: dict[str, Any]) -> Any:
-        from mnist_ray.running.distributed import Retraining
-
+    def _retraining(self, plan: dict[str, Any]) -> Retraining:
         return Retraining(
             plan["id"],
             TrainingConfig(**plan["config"]),
@@ -277,9 +275,7 @@ class Stages:
             self._run.generation,
         )
 
-    def _receive(self, message: "Message") -> None:
-        from mnist_ray.running.distributed import EpochDone
-
+    def _receive(self, message: Message) -> None:
         if isinstance(message, EpochDone):
             self._run.record_epoch(message.id, message.row)
             plan = next(plan for plan in self._retrainings() if plan["id"] == message.id)

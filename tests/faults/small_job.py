@@ -23,9 +23,10 @@ from mnist_ray.learning import data
 from mnist_ray.learning.checkpoint import Checkpoints, SavedState, fit_resumably
 from mnist_ray.learning.training import TrainingData, TrainState, Worker
 from mnist_ray.record.views import write_views
-from mnist_ray.running import distributed, job, shared_data, tuning
+from mnist_ray.running import distributed, job, ranks, shared_data, tuning
 from mnist_ray.running.cluster import Capacity
 from mnist_ray.running.heartbeat import TrialWatch
+from mnist_ray.running.messages import Retraining
 
 NUM_IMAGES = 90
 
@@ -118,7 +119,7 @@ def rows(states: Iterator[Any]) -> Iterator[dict[str, Any]]:
 
 
 def retrain_here(
-    trainings: list[distributed.Retraining],
+    trainings: list[Retraining],
     shared: LocalData,
     settings: Retrain,
     max_failures: int,
@@ -128,7 +129,7 @@ def retrain_here(
 ) -> None:
     """Stands for distributed.retrain: a group of one worker."""
     for training in trainings:
-        receive(distributed._train_one(training, shared.get(torch.device("cpu")), Worker(), receive))
+        receive(ranks.train_one(training, shared.get(torch.device("cpu")), Worker(), receive))
 
 
 def save_always(checkpoints: Checkpoints, state: Any) -> None:

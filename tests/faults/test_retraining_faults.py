@@ -13,9 +13,10 @@ import ray
 
 from mnist_ray.config import Retrain, TrainingConfig
 from mnist_ray.learning.data import load_training, pixel_statistics
-from mnist_ray.running import distributed
+from mnist_ray.running import supervisor
 from mnist_ray.running.cluster import connected
-from mnist_ray.running.distributed import EpochDone, GroupFailedError, Message, Retraining, RetrainingDone, retrain
+from mnist_ray.running.distributed import GroupFailedError, retrain
+from mnist_ray.running.messages import EpochDone, Message, Retraining, RetrainingDone
 from mnist_ray.running.shared_data import SharedData
 from tests.faults.conftest import SmallDisk
 from tests.faults.sabotage import In, die, sabotaged, sleep, stop_itself
@@ -83,7 +84,7 @@ def test_ranks_that_hang_are_named_and_started_again_until_failures_are_used_up(
     faults = sabotaged(
         data,
         In(tmp_path / "slept", rank=1, step=STEPS_PER_EPOCH + 2, fault=sleep),
-        In(tmp_path / "stopped", rank=0, step=2 * STEPS_PER_EPOCH + 2, fault=stop_itself),
+        In(tmp_path / "stopped", rank=0, step=STEPS_PER_EPOCH + 3, fault=stop_itself),
     )
     heard = Heard()
     with pytest.raises(GroupFailedError) as failed:
@@ -110,7 +111,7 @@ def test_a_rank_that_dies_costs_one_start_and_repeats_no_finished_training(data:
 def test_a_group_that_waits_for_workers_says_so(
     data: SharedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(distributed, "WAITING_NOTE_S", 2.0)
+    monkeypatch.setattr(supervisor, "WAITING_NOTE_S", 2.0)
     occupier: Any = ray.remote(num_cpus=2)(Occupier).remote()
     ray.get(occupier.__ray_ready__.remote())
     freed = threading.Timer(7.0, lambda: ray.kill(occupier))

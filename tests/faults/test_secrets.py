@@ -128,6 +128,7 @@ def test_a_password_in_an_address_is_not_shown(
 def test_a_password_of_a_proxy_is_not_shown(
     finished: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr("urllib.request._opener", None)  # where the proxies of the first use are kept
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, f"http://someone:{CANARY}@127.0.0.1:9")
     arguments = ["run", str(ROOT / "jobs" / "mnist.yaml"), "--data-dir", str(finished.folder / "data")]

@@ -1,0 +1,58 @@
+"""What the driver and the group of workers tell each other."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mnist_ray.config import TrainingConfig
+from mnist_ray.running.disks import DiskTrouble
+
+
+@dataclass(frozen=True)
+class Retraining:
+    """One training to be done by the group of workers."""
+
+    id: str
+    config: TrainingConfig
+    checkpoints: Path  # its folder; below it each generation of owners has one
+    generation: int
+
+
+@dataclass(frozen=True)
+class EpochDone:
+    id: str
+    row: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RetrainingDone:
+    """The end of a retraining: its network as safetensors, or why there is none."""
+
+    id: str
+    model: bytes | None
+    failure: str | None
+    trace: str | None
+    device: str
+    num_failures: int = 0  # how often the group was started again meanwhile; preempted nodes do not count
+
+
+@dataclass(frozen=True)
+class GroupEnded:
+    """The group of workers was ended by a failure; Ray Train starts it again, or gives up."""
+
+    reason: str
+    is_preemption: bool
+
+
+Message = EpochDone | RetrainingDone
+
+KINDS = {kind.__name__: kind for kind in (EpochDone, RetrainingDone, GroupEnded, DiskTrouble)}
+
+
+def packed(message: Any) -> dict[str, Any]:
+    """In builtin types, so that the inbox need not import what it passes on."""
+    return {"kind": type(message).__name__, **vars(message)}
+
+
+def unpacked(packed: dict[str, Any]) -> Any:
+    return KINDS[packed["kind"]](**{key: value for key, value in packed.items() if key != "kind"})

@@ -1,0 +1,113 @@
+"""What the driver does while a group of workers trains."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import ray
+
+from mnist_ray.config import Retrain
+from mnist_ray.running.disks import DiskTrouble
+from mnist_ray.running.heartbeat import Beat, Watch, culprits, is_alive
+from mnist_ray.running.messages import GroupEnded, Message, RetrainingDone, unpacked
+from mnist_ray.running.ranks import name_of
+
+WAITING_NOTE_S = 60.0
+
+
+class Supervisor:
+    """What the driver does while the group trains: hands messages on, counts failures, ends a group that hangs."""
+
+    def __init__(
+        self,
+        inbox: Any,
+        settings: Retrain,
+        receive: Callable[[Message], None],
+        note: Callable[[str], None],
+        hang_limit_s: float,
+    ) -> None:
+        self._inbox = inbox
+        self._settings = settings
+        self._receive = receive
+        self._note = note
+        self._watch = Watch(hang_limit_s)
+        self._ranks = [name_of(rank) for rank in range(settings.workers)]
+        self._hang: str | None = None  # why the group is being ended
+        self._num_failures = 0  # of the training in progress
+        self._complete_at = time.monotonic()  # when all ranks were last there
+        self._num_waiting_notes = 0
+        self.last_failure: str | None = None
+        self.disk_trouble: DiskTrouble | None = None
+
+    def look(self) -> None:
+        """Once every POLL_S. Raises RayError if the inbox is gone, and what `receive` raises."""
+        messages, beats = ray.get(self._inbox.take.remote())
+        self._follow(beats)
+        for message in messages:
+            self._take(unpacked(message))
+        self._end_if_hanging()
+        self._say_if_waiting()
+
+    def _follow(self, beats: Sequence[Beat]) -> None:
+        if any(self._watch.replaces_another(beat) for beat in beats):
+            self._watch.forget(self._ranks)  # the group was started again
+        self._watch.look(beats)
+
+    def _take(self, message: Message | GroupEnded | DiskTrouble) -> None:
+        if isinstance(message, GroupEnded):
+            self._count_failure(message)
+        elif isinstance(message, DiskTrouble):
+            self.disk_trouble = message
+        elif isinstance(message, RetrainingDone):
+            self._receive(replace(message, num_failures=self._num_failures))
+            self._num_failures = 0
+        else:
+            self._receive(message)
+
+    def _count_failure(self, ended: GroupEnded) -> None:
+        reason, self._hang = self._hang or ended.reason, None
+        if ended.is_preemption and reason == self.last_failure:
+            return  # said again at every poll until the node is gone
+        self.last_failure = reason
+        self._num_failures += not ended.is_preemption
+        self._watch.forget(self._ranks)
+        self._note(f"the group of workers was ended: {reason}")
+
+    def _end_if_hanging(self) -> None:
+        """Start-up does not count, nor do ranks that have done their part."""
+        hanging = self._watch.hanging()
+        if not hanging or len(hanging) < len(self._watch.at_work()) or not self._is_complete():
+            return
+        blamed = culprits(hanging.values())
+        self._watch.forget(self._ranks)
+        if any(is_alive(one.beat.actor) for one in blamed):  # otherwise Ray Train is dealing with it
+            self._hang = "; ".join(str(one) for one in blamed)
+            for one in hanging.values():
+                ray.kill(one.beat.actor)
+
+    def _is_complete(self) -> bool:
+        return self._watch.has_heard_of(self._ranks)
+
+    def _say_if_waiting(self) -> None:
+        if self._is_complete():
+            self._complete_at, self._num_waiting_notes = time.monotonic(), 0
+            return
+        waited_s = time.monotonic() - self._complete_at
+        if waited_s >= WAITING_NOTE_S * (self._num_waiting_notes + 1):
+            self._num_waiting_notes += 1
+            self._note(self._waiting_note(waited_s))
+
+    def _waiting_note(self, waited_s: float) -> str:
+        needed = ", ".join(f"{amount:g} {kind}" for kind, amount in resources_of(self._settings).items())
+        free = ray.available_resources()  # type: ignore[no-untyped-call]
+        has = ", ".join(f"{free.get(kind, 0):g} {kind}" for kind in resources_of(self._settings))
+        return (
+            f"waiting for {self._settings.workers} workers of {needed} each to start, for {waited_s:.0f} s now; "
+            f"the cluster has {has} free"
+        )
+
+
+def resources_of(settings: Retrain) -> dict[str, float]:
+    resources = {"CPU": float(settings.cpus_per_worker)}
+    return resources | ({"GPU": float(settings.gpus_per_worker)} if settings.gpus_per_worker else {})
