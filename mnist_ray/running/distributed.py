@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._raylet import PlacementGroupID
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from mnist_ray.config import Retrain
 from mnist_ray.running.heartbeat import HANG_LIMIT_S, start_inbox
-from mnist_ray.running.messages import GroupEnded, Message, Retraining, packed
+from mnist_ray.running.messages import ControllerStarted, GroupEnded, Message, Retraining, packed
 from mnist_ray.running.ranks import name_of, train_in_group
 from mnist_ray.running.shared_data import SharedData
 from mnist_ray.running.supervisor import Supervisor, resources_of
@@ -42,13 +45,34 @@ def retrain(
     """Do the trainings one after another in one group of workers, which therefore starts only once.
 
     `receive` gets every message in order, in this process; `note` lines for people: what ended the group, and that
-    it waits for workers. A rank that does not get on for `hang_limit_s` is ended as if it had died. Raises
-    GroupFailedError, and OSError where checkpoints cannot be written because the disk is full or read-only.
+    it waits for workers. A rank that does not get on for `hang_limit_s` is ended as if it had died. The group starts
+    again at most `max_failures` times. Raises GroupFailedError, and OSError where checkpoints cannot be written
+    because the disk is full or read-only.
+    """
+    supervisor = Supervisor(trainings, settings, receive, note, hang_limit_s)
+    while True:
+        try:
+            return _run_group(supervisor, data, settings, max_failures - supervisor.num_failures, ray_state)
+        except ray.train.TrainingFailedError as error:
+            raise GroupFailedError(f"{error}\n{supervisor.last_failure or ''}".rstrip()) from error
+        except RayError as error:  # Ray Train starts workers again, but nobody starts these actors again
+            supervisor.count_failure(GroupEnded(f"Ray's own process of the group: {_in_one_line(error)}", False))
+            if supervisor.num_failures > max_failures:
+                raise GroupFailedError(str(supervisor.last_failure)) from error
+            _remove_placement_groups()
+
+
+def _run_group(supervisor: Supervisor, data: SharedData, settings: Retrain, max_failures: int, ray_state: Path) -> None:
+    """Do the open trainings.
+
+    Raises OSError where a disk is full or read-only, TrainingFailedError where the workers died too often, and RayError
+    if an actor dies that the group cannot do without.
     """
     inbox = start_inbox()
+    task = {"trainings": supervisor.open_trainings, "data": data, "inbox": inbox, "settings": settings}
     trainer = TorchTrainer(
         train_in_group,
-        train_loop_config={"trainings": list(trainings), "data": data, "inbox": inbox, "settings": settings},
+        train_loop_config=task,
         scaling_config=ScalingConfig(
             num_workers=settings.workers,
             use_gpu=settings.gpus_per_worker > 0,
@@ -59,10 +83,10 @@ def retrain(
             name=f"retrain-{uuid.uuid4().hex[:8]}",
             storage_path=str(ray_state),
             failure_config=FailureConfig(max_failures=max_failures),
-            callbacks=[_TellsFailures(inbox)],  # type: ignore[list-item]  # the hint is that of Train V1
+            callbacks=[_TellsFailures(inbox), _TellsWhoControls(inbox)],  # type: ignore[list-item]  # Train V1's hint
         ),
     )
-    supervisor = Supervisor(inbox, settings, receive, note, hang_limit_s)
+    supervisor.begin(inbox)
     fitted = _in_background(trainer.fit)
     try:
         finished = False
@@ -70,12 +94,20 @@ def retrain(
             finished = fitted in wait([fitted], timeout=POLL_S).done
             supervisor.look()
         fitted.result()
-    except (ray.train.TrainingFailedError, RayError) as error:
-        raise GroupFailedError(f"{error}\n{supervisor.last_failure or ''}".rstrip()) from error
     finally:
-        ray.kill(inbox)
+        for actor in filter(None, (inbox, supervisor.controller)):
+            ray.kill(actor)  # with the controller its workers die too
     if supervisor.disk_trouble is not None:
         raise supervisor.disk_trouble.error()
+
+
+def _remove_placement_groups() -> None:
+    """Free what the workers had: in Ray 2.60 that stays taken when the controller dies, until the job ends."""
+    job_id = ray.get_runtime_context().get_job_id()  # which ends the ids of what the job has made
+    for entry in placement_group_table().values():
+        group_id = entry["placement_group_id"]
+        if group_id.endswith(job_id) and entry["state"] != "REMOVED":
+            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group_id))))
 
 
 def _in_background(call: Callable[[], Any]) -> "Future[Any]":
@@ -109,12 +141,23 @@ class _TellsFailures(UserCallback):
         self._inbox.put.remote(packed(ended))
 
 
+class _TellsWhoControls(ControllerCallback):
+    """In Ray Train's controller: gives the driver its handle, for which Ray Train has no other way."""
+
+    def __init__(self, inbox: Any) -> None:
+        self._inbox = inbox
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        actor = ray.get_runtime_context().current_actor
+        self._inbox.put.remote(packed(ControllerStarted(actor)))
+
+
 def _remoteness(error: Exception) -> int:
     """How far from the cause an error is: ranks that live on fail because another one has died."""
     return 0 if isinstance(error, OutOfMemoryError) else 1 if isinstance(error, RayActorError) else 2
 
 
-def _in_one_line(error: Exception, is_preemption: bool) -> str:
+def _in_one_line(error: Exception, is_preemption: bool = False) -> str:
     text = " ".join(str(error).split())[:300]
     if is_preemption:
         return f"its node was preempted, which does not count as a failure: {text}"

@@ -37,8 +37,15 @@ class RetrainingDone:
 
 
 @dataclass(frozen=True)
+class ControllerStarted:
+    """Ray Train's actor behind the group runs."""
+
+    actor: Any
+
+
+@dataclass(frozen=True)
 class GroupEnded:
-    """The group of workers was ended by a failure; Ray Train starts it again, or gives up."""
+    """The group of workers was ended by a failure; it is started again, or given up."""
 
     reason: str
     is_preemption: bool
@@ -46,7 +53,7 @@ class GroupEnded:
 
 Message = EpochDone | RetrainingDone
 
-KINDS = {kind.__name__: kind for kind in (EpochDone, RetrainingDone, GroupEnded, DiskTrouble)}
+KINDS = {kind.__name__: kind for kind in (EpochDone, RetrainingDone, ControllerStarted, GroupEnded, DiskTrouble)}
 
 
 def packed(message: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the driver does while a group of workers trains."""
+"""What the driver does while groups of workers train."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -10,35 +10,47 @@ import ray
 from mnist_ray.config import Retrain
 from mnist_ray.running.disks import DiskTrouble
 from mnist_ray.running.heartbeat import Beat, Watch, culprits, is_alive
-from mnist_ray.running.messages import GroupEnded, Message, RetrainingDone, unpacked
+from mnist_ray.running.messages import ControllerStarted, GroupEnded, Message, Retraining, RetrainingDone, unpacked
 from mnist_ray.running.ranks import name_of
 
 WAITING_NOTE_S = 60.0
 
 
 class Supervisor:
-    """What the driver does while the group trains: hands messages on, counts failures, ends a group that hangs."""
+    """Hands messages on, counts failures, and ends a group that hangs, over all groups that do the trainings."""
 
     def __init__(
         self,
-        inbox: Any,
+        trainings: Sequence[Retraining],
         settings: Retrain,
         receive: Callable[[Message], None],
         note: Callable[[str], None],
         hang_limit_s: float,
     ) -> None:
-        self._inbox = inbox
+        self._open = list(trainings)
         self._settings = settings
         self._receive = receive
         self._note = note
         self._watch = Watch(hang_limit_s)
         self._ranks = [name_of(rank) for rank in range(settings.workers)]
         self._hang: str | None = None  # why the group is being ended
-        self._num_failures = 0  # of the training in progress
-        self._complete_at = time.monotonic()  # when all ranks were last there
-        self._num_waiting_notes = 0
+        self._failures_before = 0  # those of the trainings that have ended
+        self.num_failures = 0  # preempted nodes do not count
         self.last_failure: str | None = None
         self.disk_trouble: DiskTrouble | None = None
+
+    @property
+    def open_trainings(self) -> list[Retraining]:
+        """Those whose end has not been heard."""
+        return list(self._open)
+
+    def begin(self, inbox: Any) -> None:
+        """A new group starts, which speaks to `inbox`."""
+        self._inbox = inbox
+        self.controller: Any = None  # Ray Train's actor behind the group, as soon as it is known
+        self._watch.forget(self._ranks)
+        self._complete_at = time.monotonic()  # when all ranks were last there
+        self._num_waiting_notes = 0
 
     def look(self) -> None:
         """Once every POLL_S. Raises RayError if the inbox is gone, and what `receive` raises."""
@@ -54,23 +66,26 @@ class Supervisor:
             self._watch.forget(self._ranks)  # the group was started again
         self._watch.look(beats)
 
-    def _take(self, message: Message | GroupEnded | DiskTrouble) -> None:
+    def _take(self, message: Message | ControllerStarted | GroupEnded | DiskTrouble) -> None:
         if isinstance(message, GroupEnded):
-            self._count_failure(message)
+            self.count_failure(message)
+        elif isinstance(message, ControllerStarted):
+            self.controller = message.actor
         elif isinstance(message, DiskTrouble):
             self.disk_trouble = message
         elif isinstance(message, RetrainingDone):
-            self._receive(replace(message, num_failures=self._num_failures))
-            self._num_failures = 0
+            self._receive(replace(message, num_failures=self.num_failures - self._failures_before))
+            self._failures_before = self.num_failures
+            self._open = [training for training in self._open if training.id != message.id]
         else:
             self._receive(message)
 
-    def _count_failure(self, ended: GroupEnded) -> None:
+    def count_failure(self, ended: GroupEnded) -> None:
         reason, self._hang = self._hang or ended.reason, None
         if ended.is_preemption and reason == self.last_failure:
             return  # said again at every poll until the node is gone
         self.last_failure = reason
-        self._num_failures += not ended.is_preemption
+        self.num_failures += not ended.is_preemption
         self._watch.forget(self._ranks)
         self._note(f"the group of workers was ended: {reason}")
 

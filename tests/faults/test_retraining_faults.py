@@ -1,7 +1,9 @@
 """A group of workers in which ranks hang, stop, die or cannot save, on a real Ray cluster."""
 
 import errno
+import os
 import re
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,13 +15,15 @@ import ray
 
 from mnist_ray.config import Retrain, TrainingConfig
 from mnist_ray.learning.data import load_training, pixel_statistics
-from mnist_ray.running import supervisor
+from mnist_ray.running import distributed, supervisor
 from mnist_ray.running.cluster import connected
 from mnist_ray.running.distributed import GroupFailedError, retrain
+from mnist_ray.running.heartbeat import start_inbox
 from mnist_ray.running.messages import EpochDone, Message, Retraining, RetrainingDone
 from mnist_ray.running.shared_data import SharedData
 from tests.faults.conftest import SmallDisk
 from tests.faults.sabotage import In, die, sabotaged, sleep, stop_itself
+from tests.ray_head import Head, descendants
 
 pytestmark = pytest.mark.slow
 
@@ -106,6 +110,41 @@ def test_a_rank_that_dies_costs_one_start_and_repeats_no_finished_training(data:
     assert sorted(set(heard.epochs_of("two"))) == [1, 2, 3]
     (note,) = heard.notes
     assert "rank 1: its process died" in note
+
+
+@pytest.mark.parametrize("actor", ["TrainController", "Inbox"])
+def test_an_actor_behind_the_group_that_dies_costs_one_start_too(
+    data: SharedData, head: Head, tmp_path: Path, actor: str
+) -> None:
+    killed: list[int] = []
+
+    class Killer(Heard):
+        def receive(self, message: Message) -> None:
+            super().receive(message)
+            if self.epochs_of("two") and not killed:
+                killed.extend(pid for pid, line in descendants(head.pid).items() if line.startswith(f"ray::{actor}"))
+                os.kill(killed[0], signal.SIGKILL)
+
+    heard = start(Killer(), data, tmp_path, ["one", "two"])
+    assert len(killed) == 1
+    assert [(done.id, done.num_failures, done.failure) for done in heard.done] == [("one", 0, None), ("two", 1, None)]
+    assert heard.epochs_of("one") == [1, 2, 3]
+    assert sorted(set(heard.epochs_of("two"))) == [1, 2, 3]
+    (note,) = heard.notes
+    assert note.startswith("the group of workers was ended: Ray's own process of the group: its process died: ")
+
+
+def test_deaths_of_actors_behind_the_group_are_bounded(
+    data: SharedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed, "start_inbox", lambda: killed(start_inbox()))
+    with pytest.raises(GroupFailedError, match="Ray's own process of the group"):
+        start(Heard(), data, tmp_path, ["one"], max_failures=1)
+
+
+def killed(actor: Any) -> Any:
+    ray.kill(actor)
+    return actor
 
 
 def test_a_group_that_waits_for_workers_says_so(
