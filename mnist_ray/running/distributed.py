@@ -53,20 +53,21 @@ def retrain(
     while True:
         try:
             return _run_group(supervisor, data, settings, max_failures - supervisor.num_failures, ray_state)
-        except ray.train.TrainingFailedError as error:
-            raise GroupFailedError(f"{error}\n{supervisor.last_failure or ''}".rstrip()) from error
-        except RayError as error:  # Ray Train starts workers again, but nobody starts these actors again
-            supervisor.count_failure(GroupEnded(f"Ray's own process of the group: {_in_one_line(error)}", False))
+        except (RayError, ray.train.ControllerError) as error:  # Ray Train starts none but the workers again
+            cause = error.controller_failure if isinstance(error, ray.train.ControllerError) else error
+            supervisor.count_failure(GroupEnded(f"Ray's own process of the group: {_in_one_line(cause)}", False))
             if supervisor.num_failures > max_failures:
                 raise GroupFailedError(str(supervisor.last_failure)) from error
             _remove_placement_groups()
+        except ray.train.TrainingFailedError as error:
+            raise GroupFailedError(f"{error}\n{supervisor.last_failure or ''}".rstrip()) from error
 
 
 def _run_group(supervisor: Supervisor, data: SharedData, settings: Retrain, max_failures: int, ray_state: Path) -> None:
     """Do the open trainings.
 
     Raises OSError where a disk is full or read-only, TrainingFailedError where the workers died too often, and RayError
-    if an actor dies that the group cannot do without.
+    or ControllerError if an actor dies that the group cannot do without.
     """
     inbox = start_inbox()
     task = {"trainings": supervisor.open_trainings, "data": data, "inbox": inbox, "settings": settings}

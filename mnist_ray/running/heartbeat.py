@@ -79,9 +79,14 @@ class Inbox:
         return taken
 
 
-def start_inbox() -> Any:
+def start_inbox(max_restarts: int = 0) -> Any:
+    """max_restarts: where what it has not handed on yet may be lost; -1 for any number."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(Inbox).options(num_cpus=0, scheduling_strategy=here).remote()
+    return (
+        ray.remote(Inbox)
+        .options(num_cpus=0, scheduling_strategy=here, max_restarts=max_restarts, max_task_retries=max_restarts)
+        .remote()
+    )
 
 
 @contextlib.contextmanager
@@ -222,8 +227,8 @@ class TrialWatch:
 
     @cached_property
     def inbox(self) -> Any:
-        """Started when it is first asked for."""
-        return start_inbox()
+        """Started when it is first asked for. It only passes on beats, of which there are always more."""
+        return start_inbox(max_restarts=-1)
 
     def end_hanging(self, in_flight: Collection[str]) -> dict[str, str]:
         """Look, at most once a second; why each trial whose process was ended had to be."""

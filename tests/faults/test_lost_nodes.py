@@ -1,0 +1,111 @@
+"""A node of a real Ray cluster of several nodes is lost while a search or a retraining runs on it."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.cluster_utils import Cluster
+
+from mnist_ray import RunDir, Site, parse_spec, run_job
+from mnist_ray.record.rundir import Training
+from mnist_ray.running.stages import Listener
+
+pytestmark = pytest.mark.slow
+
+
+class Nodes:
+    """A head without CPUs, on which the driver is, and two nodes with one CPU each."""
+
+    def __init__(self, folder: Path) -> None:
+        self._cluster = Cluster(
+            initialize_head=True,
+            head_node_args={"num_cpus": 0, "temp_dir": str(folder), "include_dashboard": False},
+        )
+        self._workers = [self._cluster.add_node(num_cpus=1) for _ in range(2)]
+        self.address = self._cluster.address
+
+    def lose_one(self) -> None:
+        """Its raylet gets SIGKILL, and with it goes all that runs there."""
+        self._cluster.remove_node(self._workers.pop(), allow_graceful=False)
+
+    def replace_one(self) -> None:
+        self.lose_one()
+        self._workers.append(self._cluster.add_node(num_cpus=1, wait=False))
+
+    def shutdown(self) -> None:
+        self._cluster.shutdown()
+
+
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
+    folder = Path(tempfile.mkdtemp(prefix="mr-", dir="/tmp"))  # short: sockets lie below it
+    token = folder / "token"
+    token.write_text("a-token-of-the-tests-0123456789abcdef0123456789abcdef")
+    token.chmod(0o600)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+    nodes = Nodes(folder)
+    yield nodes
+    nodes.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+class Loses(Listener):
+    """Loses a node in the search and replaces one in the retraining."""
+
+    def __init__(self, nodes: Nodes) -> None:
+        self._nodes = nodes
+        self._begun: set[str] = set()
+        self.ended_before: list[Training] = []  # trials, when the node of the search was lost
+        self.stages_hit: list[str] = []
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def trial_ended(self, training: Training) -> None:
+        self.ended_before += [] if "search" in self.stages_hit else [training]
+
+    def trial_epoch(self, training_id: str, row: dict[str, Any]) -> None:
+        self._begun.add(training_id)
+        if len(self._begun) == 4 and "search" not in self.stages_hit:  # both nodes are at work, two trials ended
+            self.stages_hit.append("search")
+            self._nodes.replace_one()
+
+    def retraining_epoch(self, training_id: str, role: str, row: dict[str, Any], num_epochs: int) -> None:
+        if row["epoch"] == 2 and "retrain" not in self.stages_hit:
+            self.stages_hit.append("retrain")
+            self._nodes.replace_one()
+
+
+def test_a_node_lost_in_the_search_and_one_in_the_retraining_cost_a_failure_each(nodes: Nodes, tmp_path: Path) -> None:
+    spec = parse_spec(
+        {
+            "name": "small",
+            "storage": str(tmp_path),
+            "data": {"name": "digits", "num_validation": 180},
+            "search": {"num_trials": 6, "num_epochs": 12, "early_stopping": None},
+            "retrain": {"num_epochs": 12, "workers": 2, "baseline": False},
+            "max_failures": 2,
+        }
+    )
+    listener = Loses(nodes)
+    run = run_job(spec, Site(nodes.address), listener)
+    assert listener.stages_hit == ["search", "retrain"], listener.notes
+    assert len(listener.ended_before) >= 2
+    for trial in listener.ended_before:
+        assert run.training(trial.id) == trial
+    check(run.trainings("search"), 12)
+    check(run.trainings("retrain"), 12)
+    assert run.stage("tested") is not None
+    assert RunDir(run.path).trainings("search") == run.trainings("search")
+
+
+def check(trainings: list[Training], num_epochs: int) -> None:
+    """All are complete, each epoch is there once, and the loss of a node counted as one failure."""
+    assert [training.status for training in trainings] == ["complete"] * len(trainings)
+    for training in trainings:
+        assert [row["epoch"] for row in training.history] == list(range(1, num_epochs + 1))
+    assert sum(training.ended["num_failures"] for training in trainings if training.ended) == 1
