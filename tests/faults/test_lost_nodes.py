@@ -1,7 +1,9 @@
 """A node of a real Ray cluster of several nodes is lost while a search or a retraining runs on it."""
 
 import shutil
+import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from ray.cluster_utils import Cluster
 from mnist_ray import RunDir, Site, parse_spec, run_job
 from mnist_ray.record.rundir import Training
 from mnist_ray.running.stages import Listener
+from tests.ray_head import BIN
 
 pytestmark = pytest.mark.slow
 
@@ -27,12 +30,21 @@ class Nodes:
         self._workers = [self._cluster.add_node(num_cpus=1) for _ in range(2)]
         self.address = self._cluster.address
 
-    def lose_one(self) -> None:
-        """Its raylet gets SIGKILL, and with it goes all that runs there."""
-        self._cluster.remove_node(self._workers.pop(), allow_graceful=False)
+    def replace_one(self, with_notice: bool) -> None:
+        """Its raylet gets SIGKILL, and with it goes all that runs there; then there is another one.
 
-    def replace_one(self) -> None:
-        self.lose_one()
+        with_notice: as a cloud's spot machine, which is said to go before it goes.
+        """
+        node = self._workers.pop(0)
+        if with_notice:
+            command: list[str | Path] = [
+                BIN / "ray", "drain-node", "--address", self.address, "--node-id", node.node_id,
+                "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot",
+                "--deadline-remaining-seconds", "1",
+            ]  # fmt: skip
+            subprocess.run(command, check=True, timeout=60, capture_output=True)
+            time.sleep(1.0)
+        self._cluster.remove_node(node, allow_graceful=False)
         self._workers.append(self._cluster.add_node(num_cpus=1, wait=False))
 
     def shutdown(self) -> None:
@@ -53,10 +65,11 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
 
 
 class Loses(Listener):
-    """Loses a node in the search and replaces one in the retraining."""
+    """Has a node lost in the search and one in the retraining, and replaced."""
 
-    def __init__(self, nodes: Nodes) -> None:
+    def __init__(self, nodes: Nodes, with_notice: bool) -> None:
         self._nodes = nodes
+        self._with_notice = with_notice
         self._begun: set[str] = set()
         self.ended_before: list[Training] = []  # trials, when the node of the search was lost
         self.stages_hit: list[str] = []
@@ -72,15 +85,18 @@ class Loses(Listener):
         self._begun.add(training_id)
         if len(self._begun) == 4 and "search" not in self.stages_hit:  # both nodes are at work, two trials ended
             self.stages_hit.append("search")
-            self._nodes.replace_one()
+            self._nodes.replace_one(self._with_notice)
 
     def retraining_epoch(self, training_id: str, role: str, row: dict[str, Any], num_epochs: int) -> None:
         if row["epoch"] == 2 and "retrain" not in self.stages_hit:
             self.stages_hit.append("retrain")
-            self._nodes.replace_one()
+            self._nodes.replace_one(self._with_notice)
 
 
-def test_a_node_lost_in_the_search_and_one_in_the_retraining_cost_a_failure_each(nodes: Nodes, tmp_path: Path) -> None:
+@pytest.mark.parametrize("with_notice", [False, True], ids=["lost", "preempted"])
+def test_a_node_that_goes_costs_an_epoch_and_counts_as_a_failure_without_notice(
+    nodes: Nodes, tmp_path: Path, with_notice: bool
+) -> None:
     spec = parse_spec(
         {
             "name": "small",
@@ -88,24 +104,24 @@ def test_a_node_lost_in_the_search_and_one_in_the_retraining_cost_a_failure_each
             "data": {"name": "digits", "num_validation": 180},
             "search": {"num_trials": 6, "num_epochs": 12, "early_stopping": None},
             "retrain": {"num_epochs": 12, "workers": 2, "baseline": False},
-            "max_failures": 2,
+            "max_failures": 0 if with_notice else 1,
         }
     )
-    listener = Loses(nodes)
+    listener = Loses(nodes, with_notice)
     run = run_job(spec, Site(nodes.address), listener)
     assert listener.stages_hit == ["search", "retrain"], listener.notes
     assert len(listener.ended_before) >= 2
     for trial in listener.ended_before:
         assert run.training(trial.id) == trial
-    check(run.trainings("search"), 12)
-    check(run.trainings("retrain"), 12)
+    check(run.trainings("search"), 12, num_failures=int(not with_notice))
+    check(run.trainings("retrain"), 12, num_failures=int(not with_notice))
     assert run.stage("tested") is not None
     assert RunDir(run.path).trainings("search") == run.trainings("search")
 
 
-def check(trainings: list[Training], num_epochs: int) -> None:
-    """All are complete, each epoch is there once, and the loss of a node counted as one failure."""
+def check(trainings: list[Training], num_epochs: int, num_failures: int) -> None:
+    """All are complete, and each epoch is there once; failures are those of all together."""
     assert [training.status for training in trainings] == ["complete"] * len(trainings)
     for training in trainings:
         assert [row["epoch"] for row in training.history] == list(range(1, num_epochs + 1))
-    assert sum(training.ended["num_failures"] for training in trainings if training.ended) == 1
+    assert sum(training.ended["num_failures"] for training in trainings if training.ended) == num_failures

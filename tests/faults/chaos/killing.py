@@ -141,10 +141,10 @@ class _Fire:
     def clean_up(self) -> None:
         """Note what is left after the time that it has to leave, and end it."""
         deadline = time.time() + LEAVING_LIMIT_S
-        while any(session.processes() for session in self._sessions) and time.time() < deadline:
+        while any(session.left_behind() for session in self._sessions) and time.time() < deadline:
             time.sleep(0.2)
         for session in self._sessions:
-            self.story.left_behind += [process.title for process in session.processes()]
+            self.story.left_behind += [process.title for process in session.left_behind()]
             session.end()
 
     def _one_session(self) -> bool:

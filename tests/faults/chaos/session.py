@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from tests.faults.chaos import processes
-from tests.faults.chaos.processes import Process
+from tests.faults.chaos.processes import SERVICES, Process
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 STAGE_LINE = re.compile(r"^\d\d:\d\d:\d\d (\w+): (.*)$", re.MULTILINE)  # as the driver prints off a terminal
@@ -84,6 +85,11 @@ class Session:
 
     def processes(self) -> list[Process]:
         return processes.of_session(self.pid)
+
+    def left_behind(self) -> list[Process]:
+        """What should have gone. Services of a killed driver's node first try for a minute to tell that node of it."""
+        was_killed = self.exit_code == -signal.SIGKILL
+        return [process for process in self.processes() if not (was_killed and process.title.startswith(SERVICES))]
 
     def end(self) -> None:
         """Nothing of it is left afterwards."""
