@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from mnist_ray.config import TrainingConfig
-from mnist_ray.learning.batch_norm import over_global_batch
 from mnist_ray.learning.data import LabelledImages, PixelStatistics
 from mnist_ray.learning.metrics import ScoreSums
 from mnist_ray.learning.training import Examples, TrainState, Worker, train_step
@@ -66,7 +65,7 @@ def reusable_step(examples: Examples) -> Callable[[Tensor], None]:
     """The step of trials and retraining, its metrics included."""
     worker = Worker()
     state = TrainState.initial(TrainingConfig(num_epochs=1), PixelStatistics(0.1307, 0.3081), worker)
-    network = over_global_batch(state.model, worker.device)
+    network = state.model
     sums = ScoreSums(worker.device)
     network.train()
 

@@ -19,7 +19,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mnist_ray.config import TrainingConfig
 from mnist_ray.learning import pulse
-from mnist_ray.learning.batch_norm import over_global_batch
 from mnist_ray.learning.data import LabelledImages, PixelStatistics
 from mnist_ray.learning.metrics import Score, ScoreSums, summed_loss
 from mnist_ray.learning.model import MnistCNN
@@ -216,9 +215,11 @@ def predict(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def _replicated(model: MnistCNN, worker: Worker) -> nn.Module:
-    network = over_global_batch(model, worker.device)
     if worker.world_size == 1:
-        return network
+        return model
+    network: nn.Module = model
+    if worker.device.type == "cuda":
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     assert dist.is_initialized() and dist.get_world_size() == worker.world_size
     # Looking for unused parameters switches DDP's bucket rebuild off: the rebuild after the first step reorders
     # the all-reduce, and from three ranks on a resumed training would then add up in another order than an

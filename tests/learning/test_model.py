@@ -50,7 +50,7 @@ def test_it_has_the_origins_parameters() -> None:
 def test_images_shrink_as_the_origins_do() -> None:
     """Without padding: 28 -> 26 -> 13 -> 11 -> 5."""
     sizes: list[int] = []
-    model = MnistCNN(0.25)
+    model = MnistCNN(0.25).eval()
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.MaxPool2d):
             module.register_forward_hook(lambda module, inputs, output: sizes.append(output.shape[-1]))

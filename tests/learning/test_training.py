@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -56,6 +56,7 @@ def test_it_takes_the_steps_of_a_loop_written_by_hand(few_digits: TrainingData) 
 
     by_hand = TrainState.initial(config, data.statistics, dtype=torch.float64).model
     by_hand.to(memory_format=torch.contiguous_format)
+    by_hand.blocks = nn.Sequential(*(layer for block in by_hand.blocks for layer in cast(nn.Sequential, block)))
     optimizer = torch.optim.Adam(by_hand.parameters(), lr=0.01)
     for report in reports:
         loss = nn.functional.cross_entropy(by_hand.train()(train.images), train.labels)
