@@ -57,7 +57,7 @@ def head() -> Iterator[Head]:
         f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}",
         f"--runtime-env-agent-port={environment_agent}", f"--temp-dir={folder / 'ray'}",
     ]  # fmt: skip
-    environment = {**os.environ, **secret, "OMP_WAIT_POLICY": "PASSIVE", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    environment = {**os.environ, **secret, "OMP_WAIT_POLICY": "PASSIVE"}
     environment["HOME"] = str(folder)
     environment["PATH"] = f"{BIN}:{environment['PATH']}"  # as from an activated environment: jobs start "python"
     with (folder / "log").open("w") as log:

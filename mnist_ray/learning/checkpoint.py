@@ -153,21 +153,15 @@ def _from_rank_0(saved: SavedState | None, worker: Worker) -> SavedState | None:
 
 
 def _tensors(state: TrainState) -> dict[str, Tensor]:
-    """Model and optimizer by name; Adam's state of parameter i becomes optimizer.<i>.<name>."""
+    """model.<name> and optimizer.<name>."""
     tensors = {f"model.{name}": tensor for name, tensor in state.model.state_dict().items()}
-    for index, moments in state.optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
+    tensors |= {f"optimizer.{name}": tensor for name, tensor in state.optimizer.state_dict().items()}
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def _put_tensors(tensors: dict[str, Tensor], state: TrainState) -> None:
     state.model.load_state_dict(_below("model.", tensors))
-    moments: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in _below("optimizer.", tensors).items():
-        index, _, moment = name.partition(".")
-        moments.setdefault(int(index), {})[moment] = tensor
-    optimizer: dict[str, Any] = state.optimizer.state_dict()
-    state.optimizer.load_state_dict(optimizer | {"state": moments})
+    state.optimizer.load_state_dict(_below("optimizer.", tensors))
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ Status = Literal["complete", "pruned", "stopped", "failed"]
 
 TRAINING_ID = re.compile(r"[a-z]+-[a-z0-9-]+")
 
-RECORD_FORMAT = 1  # moves when a release can no longer go on with the runs of the one before it
+RECORD_FORMAT = 2  # moves when a release can no longer go on with the runs of the one before it
 
 
 class TakenOverError(RuntimeError):

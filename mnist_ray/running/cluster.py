@@ -29,7 +29,6 @@ ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune would return as if it had finished; Ctrl-C ends the whole job here
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # three more files a trial that nothing reads
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a failed trial reports why, and has no score
-    "TORCH_CPP_LOG_LEVEL": "ERROR",  # DDP's advice about find_unused_parameters, which is meant here
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 

@@ -20,13 +20,13 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from mnist_ray.config import TrainingConfig
 from mnist_ray.learning import dropout, training
 from mnist_ray.learning.checkpoint import Checkpoints, SavedState, fit_resumably
 from mnist_ray.learning.data import LabelledImages, pixel_statistics
+from mnist_ray.learning.metrics import gathered_from_ranks
 from mnist_ray.learning.training import Examples, TrainingData, TrainState, Worker
 
 WAIT_S = 200.0  # for one answer of a rank; a tenth of a second is usual
@@ -223,23 +223,16 @@ def forget(part: str, only_rank: int | None, rank: int) -> None:
 
 
 def _names(state: TrainState) -> list[str]:
-    moments = [f"{index}.{name}" for index, held in _moments(state).items() for name in held]
-    return [*state.model.state_dict(), *moments]
-
-
-def _moments(state: TrainState) -> dict[int, dict[str, Tensor]]:
-    """Adam's own tensors, by the number of the parameter."""
-    parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
-    return {index: state.optimizer.state[parameter] for index, parameter in enumerate(parameters)}
+    return [*state.model.state_dict(), *(f"optimizer.{name}" for name in state.optimizer.state_dict())]
 
 
 def _put_back(state: TrainState, name: str, initial: dict[str, Tensor]) -> str:
-    with torch.no_grad():
-        if name in initial:
+    if name in initial:
+        with torch.no_grad():
             state.model.state_dict()[name].copy_(initial[name])
-        else:
-            index, _, moment = name.partition(".")
-            _moments(state)[int(index)][moment].zero_()
+    else:
+        moments, forgotten = state.optimizer.state_dict(), name.removeprefix("optimizer.")
+        state.optimizer.load_state_dict(moments | {forgotten: torch.zeros_like(moments[forgotten])})
     return name
 
 
@@ -264,10 +257,20 @@ def seed_once(rank: int) -> None:
     FOR_GOOD.setattr(training, "_seeded", unless_for_dropout)
 
 
-def rebuild_buckets(rank: int) -> None:
-    """DDP as it is by default: after the first step it adds gradients up in another order."""
+def add_up_in_another_order(rank: int) -> None:
+    """From the second step of a process on the gradients of the ranks are added up the other way round.
 
-    def replicated(network: nn.Module, **options: Any) -> nn.Module:
-        return DistributedDataParallel(network, **{**options, "find_unused_parameters": False})
+    DistributedDataParallel does it by default, when it rebuilds its buckets.
+    """
+    num_steps = 0
 
-    FOR_GOOD.setattr(training, "DistributedDataParallel", replicated)
+    def summed(gradient: Tensor) -> Tensor:
+        nonlocal num_steps
+        num_steps += 1
+        parts = list(gathered_from_ranks(gradient))
+        gradient.zero_()
+        for part in parts if num_steps == 1 else reversed(parts):
+            gradient.add_(part)
+        return gradient
+
+    FOR_GOOD.setattr(training, "summed_over_ranks", summed)

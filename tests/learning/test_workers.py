@@ -197,7 +197,6 @@ class Group:
 @pytest.fixture(scope="module")
 def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Group]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(os.environ, "TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP warns that no parameter is unused
         patch.setitem(os.environ, "GLOO_SOCKET_IFNAME", "lo")
         group = Group(tmp_path_factory.mktemp("workers"))
     yield group

@@ -1,0 +1,64 @@
+"""Adam over all parameters as one vector."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+class Adam:
+    """Kingma and Ba 2015, "Adam: A Method for Stochastic Optimization", algorithm 1, with its default constants.
+
+    The parameters become views of one vector and their gradients of another, so a step is six operations whatever the
+    number of layers, and workers add their gradients up in one exchange, in an order that nothing changes.
+    torch.optim.Adam imports its compiler when it is first used: 2.6 s of CPU in every process that trains.
+    """
+
+    BETAS = (0.9, 0.999)
+    EPSILON = 1e-8
+
+    def __init__(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> None:
+        """Call it when the parameters are where they are to stay: device, dtype, memory layout."""
+        self.learning_rate = learning_rate
+        self.num_steps = 0
+        parameters = list(parameters)
+        self._values = torch.cat([_in_memory_order(parameter.detach()) for parameter in parameters])
+        self.gradient = torch.zeros_like(self._values)
+        self.mean = torch.zeros_like(self._values)
+        self.mean_square = torch.zeros_like(self._values)
+        _make_views(parameters, self._values, self.gradient)
+
+    def zero_grad(self) -> None:
+        self.gradient.zero_()
+
+    @torch.no_grad()
+    def step(self) -> None:
+        self.num_steps += 1
+        decay, square_decay = self.BETAS
+        self.mean.lerp_(self.gradient, 1 - decay)
+        self.mean_square.mul_(square_decay).addcmul_(self.gradient, self.gradient, value=1 - square_decay)
+        root = (self.mean_square / (1 - square_decay**self.num_steps)).sqrt_().add_(self.EPSILON)
+        self._values.addcdiv_(self.mean, root, value=-self.learning_rate / (1 - decay**self.num_steps))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """mean and mean_square: (P,) for P parameters; num_steps: () int64."""
+        return {"mean": self.mean, "mean_square": self.mean_square, "num_steps": torch.tensor(self.num_steps)}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.mean.copy_(state["mean"])
+        self.mean_square.copy_(state["mean_square"])
+        self.num_steps = int(state["num_steps"])
+
+
+def _make_views(parameters: Iterable[nn.Parameter], values: Tensor, gradient: Tensor) -> None:
+    start = 0
+    for parameter in parameters:
+        shape, strides = parameter.shape, parameter.stride()
+        parameter.data = values.as_strided(shape, strides, start)
+        parameter.grad = gradient.as_strided(shape, strides, start)
+        start += parameter.numel()
+
+
+def _in_memory_order(values: Tensor) -> Tensor:
+    """(P,): the elements as they lie in memory, channels last or not."""
+    return values.as_strided((values.numel(),), (1,))
