@@ -1,5 +1,7 @@
 """A finished run, made once, of which each test gets a copy to spoil; and a disk that is full."""
 
+import errno
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -100,16 +102,34 @@ class SmallDisk:
         path.mkdir(parents=True)
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", path], check=True)
 
-    def grow(self, size: str) -> None:
-        subprocess.run(["mount", "-o", f"remount,size={size}", self.path], check=True)
+    def change(self, *options: str) -> None:
+        """As `mount` knows them: size=10m, ro, rw."""
+        subprocess.run(["mount", "-o", ",".join(["remount", *options]), self.path], check=True)
 
     def unmount(self) -> None:
         subprocess.run(["umount", "--lazy", self.path], check=True)
 
 
-@pytest.fixture
-def full_disk(tmp_path: Path) -> Iterator[SmallDisk]:
-    """With room for 64 kB, where a checkpoint takes 0.2 MB; where a run named "small" keeps its checkpoints."""
+@dataclass(frozen=True)
+class DiskThatTakesNothing:
+    disk: SmallDisk
+    message: str
+    errno: int
+
+    @property
+    def path(self) -> Path:
+        return self.disk.path
+
+    def mend(self) -> None:
+        self.disk.change("size=10m", "rw")
+
+
+@pytest.fixture(params=["full", "read-only"])
+def bad_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[DiskThatTakesNothing]:
+    """Where a run named "small" keeps its checkpoints: room for 64 kB where one takes 0.2 MB, or read-only."""
     disk = SmallDisk(tmp_path / "small" / "checkpoints", "64k")
-    yield disk
+    if request.param == "read-only":
+        disk.change("ro")
+    number = errno.ENOSPC if request.param == "full" else errno.EROFS
+    yield DiskThatTakesNothing(disk, os.strerror(number), number)
     disk.unmount()

@@ -1,6 +1,5 @@
 """A group of workers in which ranks hang, stop, die or cannot save, on a real Ray cluster."""
 
-import errno
 import os
 import re
 import signal
@@ -21,7 +20,7 @@ from mnist_ray.running.distributed import GroupFailedError, retrain
 from mnist_ray.running.heartbeat import start_inbox
 from mnist_ray.running.messages import EpochDone, Message, Retraining, RetrainingDone
 from mnist_ray.running.shared_data import SharedData
-from tests.faults.conftest import SmallDisk
+from tests.faults.conftest import DiskThatTakesNothing
 from tests.faults.sabotage import In, die, sabotaged, sleep, stop_itself
 from tests.ray_head import Head, descendants
 
@@ -163,14 +162,14 @@ def test_a_group_that_waits_for_workers_says_so(
     assert heard.notes[1].startswith("waiting for 1 workers of 1 CPU each to start, for 4 s now")
 
 
-def test_a_full_disk_ends_the_retraining_with_its_path_and_no_retries(
-    data: SharedData, tmp_path: Path, full_disk: SmallDisk
+def test_a_disk_that_takes_nothing_ends_the_retraining_with_its_path_and_no_retries(
+    data: SharedData, tmp_path: Path, bad_disk: DiskThatTakesNothing
 ) -> None:
-    folder = full_disk.path.parent
-    with pytest.raises(OSError, match="No space left on device") as raised:
+    folder = bad_disk.path.parent
+    with pytest.raises(OSError, match=bad_disk.message) as raised:
         start(Heard(), data, folder, ["one"], max_failures=0)
-    assert raised.value.errno == errno.ENOSPC
-    assert str(raised.value.filename).startswith(str(full_disk.path / "one"))
-    full_disk.grow("10m")
+    assert raised.value.errno == bad_disk.errno
+    assert str(raised.value.filename).startswith(str(bad_disk.path / "one"))
+    bad_disk.mend()
     heard = start(Heard(), data, folder, ["one"], max_failures=0)
     assert [(done.failure, done.num_failures) for done in heard.done] == [(None, 0)]

@@ -1,6 +1,5 @@
 """Searches in which trials hang, run out of memory or cannot save, on a real Ray cluster."""
 
-import errno
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from mnist_ray.record.rundir import Training
 from mnist_ray.running import tuning
 from mnist_ray.running.shared_data import SharedData
 from mnist_ray.running.stages import Listener
-from tests.faults.conftest import SmallDisk
+from tests.faults.conftest import DiskThatTakesNothing
 from tests.faults.sabotage import In, hog_memory, sabotaged, sleep, stop_itself
 
 pytestmark = pytest.mark.slow
@@ -72,15 +71,15 @@ def test_trials_that_hang_or_are_stopped_fail_with_where_and_the_search_goes_on(
     assert sum("sleep (faults/sabotage.py:" in reason(trial) for trial in failed) == 1
 
 
-def test_a_full_disk_ends_the_search_with_its_path_and_leaves_the_trials_open(
-    joined: str, tmp_path: Path, full_disk: SmallDisk
+def test_a_disk_that_takes_nothing_ends_the_search_with_its_path_and_leaves_the_trials_open(
+    joined: str, tmp_path: Path, bad_disk: DiskThatTakesNothing
 ) -> None:
     spec = spec_of(tmp_path, max_failures=0)
-    with pytest.raises(OSError, match="No space left on device") as raised:
+    with pytest.raises(OSError, match=bad_disk.message) as raised:
         search_job(spec, Site(joined))
-    assert raised.value.errno == errno.ENOSPC
-    assert str(raised.value.filename).startswith(str(full_disk.path / "trial-000"))
-    full_disk.grow("10m")
+    assert raised.value.errno == bad_disk.errno
+    assert str(raised.value.filename).startswith(str(bad_disk.path / "trial-000"))
+    bad_disk.mend()
     run = search_job(spec, Site(joined))
     trials = run.trainings("search")
     assert [trial.status for trial in trials] == ["complete"] * 3
