@@ -1,5 +1,5 @@
 # make run      the whole job: SPEC (a job spec) under the run name NAME
-# make test     the tests; PYTEST_ARGS goes to pytest
+# make test     the tests, two files at a time; PYTEST_ARGS goes to pytest (-n 0: one at a time)
 # make test-slow  the tests that take longer than that: faults with real kills, hangs and full disks
 # make check    format, lint, types, layering
 # make bench    the training step beside a hand-written loop
@@ -30,7 +30,7 @@ run: .venv/installed-runtime
 	@$(BIN)/mnist-ray run "$(SPEC)" --name "$(NAME)"
 
 test: .venv/installed-dev
-	@$(BIN)/python -m pytest -rs -m "not slow" $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -rs -m "not slow" -n 2 --dist loadfile $(PYTEST_ARGS)
 
 test-slow: .venv/installed-dev
 	@$(BIN)/python -m pytest -rs -m slow $(PYTEST_ARGS)
