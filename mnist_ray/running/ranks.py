@@ -15,6 +15,7 @@ import torch.distributed as dist
 from mnist_ray.config import Retrain
 from mnist_ray.learning import pulse
 from mnist_ray.learning.checkpoint import Checkpoints, fit_resumably, model_to_bytes
+from mnist_ray.learning.process import prepare_to_train
 from mnist_ray.learning.training import DivergedError, TrainState, Worker
 from mnist_ray.running.disks import DiskTrouble
 from mnist_ray.running.heartbeat import beating
@@ -30,7 +31,7 @@ def name_of(rank: int) -> str:
 def train_in_group(task: dict[str, Any]) -> None:
     """What each worker runs. Only rank 0 speaks to the driver."""
     settings: Retrain = task["settings"]
-    torch.set_num_threads(settings.cpus_per_worker)
+    prepare_to_train(settings.cpus_per_worker)
     context = ray.train.get_context()
     worker = Worker(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
     with beating(task["inbox"], name_of(worker.rank)), _death_of_another_noticed_first():

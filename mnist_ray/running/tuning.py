@@ -17,6 +17,7 @@ from ray.tune.search import Searcher
 
 from mnist_ray.config import EarlyStopping, Hyperparameters, JobSpec, Search, TrainingConfig
 from mnist_ray.learning.checkpoint import Checkpoints, fit_resumably
+from mnist_ray.learning.process import prepare_to_train
 from mnist_ray.learning.training import DivergedError, Worker
 from mnist_ray.record.rundir import RunDir, Status, TakenOverError, Training
 from mnist_ray.record.study import SearchStudy, direction, seed_of_trial
@@ -46,7 +47,7 @@ def run_trial(values: dict[str, Any], data: SharedData, settings: Search, inbox:
     What it raises is reported as a failure with its traceback rather than raised, so that the process lives on. A
     disk that is full or read-only is no failure of the trial and is reported as what it is. Beats to the inbox.
     """
-    torch.set_num_threads(settings.cpus_per_trial)
+    prepare_to_train(settings.cpus_per_trial)
     config = TrainingConfig(**values["config"])
     worker = Worker(device=torch.device(_device(settings)))
     folder = Path(values["checkpoints"])

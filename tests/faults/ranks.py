@@ -10,7 +10,6 @@ import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from datetime import timedelta
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -19,7 +18,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from mnist_ray.config import TrainingConfig
@@ -28,6 +26,7 @@ from mnist_ray.learning.checkpoint import Checkpoints, SavedState, fit_resumably
 from mnist_ray.learning.data import LabelledImages, pixel_statistics
 from mnist_ray.learning.metrics import gathered_from_ranks
 from mnist_ray.learning.training import Examples, TrainingData, TrainState, Worker
+from tests.process_group import process_group
 
 WAIT_S = 200.0  # for one answer of a rank; a tenth of a second is usual
 IMPORTED_ONCE = ["pytest", "numpy", "torch", "torch.distributed", "mnist_ray.learning.checkpoint"]
@@ -90,22 +89,12 @@ def run_rank(connection: Connection, rank: int, world_size: int, meeting_point: 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
     torch.set_num_threads(1)
     try:
-        if world_size > 1:
-            dist.init_process_group(
-                "gloo",
-                init_method=f"file://{meeting_point}",
-                rank=rank,
-                world_size=world_size,
-                timeout=timedelta(seconds=WAIT_S / 2),
-            )
-        if plan.mutant is not None:
-            plan.mutant(rank)
-        connection.send(_train(connection, Worker(rank, world_size), plan, hold))
+        with process_group(rank, world_size, meeting_point, WAIT_S / 2):
+            if plan.mutant is not None:
+                plan.mutant(rank)
+            connection.send(_train(connection, Worker(rank, world_size), plan, hold))
     except BaseException:
         connection.send(traceback.format_exc())
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
 
 
 def _train(connection: Connection, worker: Worker, plan: Plan, hold: int) -> Trained:

@@ -7,7 +7,6 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -18,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -36,6 +34,7 @@ from mnist_ray.learning.training import (
     evaluate,
     fit,
 )
+from tests.process_group import process_group
 
 MOST_WORKERS = 3
 WAIT_S = 120.0  # for one task of a group; a tenth of it is usual, start-up included
@@ -133,20 +132,10 @@ def serve(connection: Connection) -> None:
     while (order := connection.recv()) is not None:
         task, rank, world_size, meeting_point, arguments = order
         try:
-            if world_size > 1:
-                dist.init_process_group(
-                    "gloo",
-                    init_method=f"file://{meeting_point}",
-                    rank=rank,
-                    world_size=world_size,
-                    timeout=timedelta(seconds=WAIT_S / 2),
-                )
-            connection.send((task(Worker(rank, world_size), *arguments), None))
+            with process_group(rank, world_size, meeting_point, WAIT_S / 2):
+                connection.send((task(Worker(rank, world_size), *arguments), None))
         except BaseException:
             connection.send((None, traceback.format_exc()))
-        finally:
-            if dist.is_initialized():
-                dist.destroy_process_group()
 
 
 class Group:
