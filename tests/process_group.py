@@ -1,4 +1,4 @@
-"""A group of processes on this machine that speak gloo."""
+"""A group of processes on this machine, connected as ranks of a retraining are."""
 
 import contextlib
 from collections.abc import Iterator
@@ -6,6 +6,8 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch.distributed as dist
+
+from mnist_ray.learning.exchange import connected_ranks
 
 
 @contextlib.contextmanager
@@ -20,7 +22,8 @@ def process_group(rank: int, world_size: int, meeting_point: Path, timeout_s: fl
             timeout=timedelta(seconds=timeout_s),
         )
     try:
-        yield
+        with connected_ranks("127.0.0.1"):
+            yield
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

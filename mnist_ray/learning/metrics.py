@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional
 
-from mnist_ray.learning import pulse
+from mnist_ray.learning.exchange import summed_over_ranks
 
 
 @dataclass(frozen=True)
@@ -40,26 +39,6 @@ class ScoreSums:
         """The score over all ranks; every rank must call it, and every rank gets the same."""
         loss, num_correct, num_examples = summed_over_ranks(self._sums).tolist()
         return Score(loss / num_examples, int(num_correct), int(num_examples))
-
-
-def summed_over_ranks(values: Tensor) -> Tensor:
-    """Add `values` over all ranks in place; every rank gets the same sums. Without a process group: as it is."""
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        pulse.mark()
-        dist.all_reduce(values)
-        pulse.mark()
-    return values
-
-
-def gathered_from_ranks(values: Tensor) -> Tensor:
-    """values: (N,) of this rank -> (ranks, N), in the order of ranks, the same on every rank."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return values[None]
-    gathered = values.new_empty(dist.get_world_size() * len(values))
-    pulse.mark()
-    dist.all_gather_into_tensor(gathered, values)
-    pulse.mark()
-    return gathered.view(-1, len(values))
 
 
 def summed_loss(logits: Tensor, labels: Tensor) -> Tensor:

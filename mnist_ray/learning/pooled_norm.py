@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mnist_ray.learning.metrics import gathered_from_ranks, summed_over_ranks
+from mnist_ray.learning.exchange import gathered_from_ranks, summed_over_ranks
 
 PIECE_BYTES = 1 << 19  # what is worked on at once when values are needed for a moment only: it stays in the cache
 POOL = [2, 2]
@@ -78,7 +78,7 @@ class _NormalisedPool(torch.autograd.Function):
 def _squares_about(images: Tensor, mean: Tensor) -> Tensor:
     """images: (B, C, H, W), mean: (C,) -> (C,): the sum of squares about it over all pixels."""
     lines, width = _lines(images), images.shape[3]
-    means = mean.repeat(width)
+    means = _per_line(mean, width)
     sums = lines.new_zeros(1, lines.shape[1])
     for piece in lines.split(_lines_per_piece(lines)):
         centred = piece - means
@@ -90,10 +90,15 @@ def _add_line(sums: Tensor, images: Tensor, slope: Tensor, intercept: Tensor) ->
     """Add slope * images + intercept, both (C,), to `sums`, (B, C, H, W) like images, in place."""
     assert not len(sums) or sums.is_contiguous(memory_format=torch.channels_last)  # or its lines would be a copy
     lines, width = _lines(images), images.shape[3]
-    slopes, intercepts = slope.repeat(width), intercept.repeat(width)
+    slopes, intercepts = _per_line(slope, width), _per_line(intercept, width)
     size = _lines_per_piece(lines)
     for piece, values in zip(_lines(sums).split(size), lines.split(size), strict=True):
         piece.addcmul_(values, slopes).add_(intercepts)
+
+
+def _per_line(values: Tensor, width: int) -> Tensor:
+    """(C,) -> (width * C,): repeated; Tensor.repeat takes eight times as long."""
+    return values.expand(width, -1).reshape(-1)
 
 
 def _lines_per_piece(lines: Tensor) -> int:

@@ -20,7 +20,8 @@ from mnist_ray.config import TrainingConfig
 from mnist_ray.learning import pulse
 from mnist_ray.learning.adam import Adam
 from mnist_ray.learning.data import LabelledImages, PixelStatistics
-from mnist_ray.learning.metrics import Score, ScoreSums, summed_loss, summed_over_ranks
+from mnist_ray.learning.exchange import summed_over_ranks
+from mnist_ray.learning.metrics import Score, ScoreSums, summed_loss
 from mnist_ray.learning.model import MnistCNN
 
 EVALUATION_BATCH_SIZE = 500

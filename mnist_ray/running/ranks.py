@@ -9,12 +9,14 @@ from typing import Any
 
 import ray
 import ray.train.torch
+import ray.util
 import torch
 import torch.distributed as dist
 
 from mnist_ray.config import Retrain
 from mnist_ray.learning import pulse
 from mnist_ray.learning.checkpoint import Checkpoints, fit_resumably, model_to_bytes
+from mnist_ray.learning.exchange import connected_ranks
 from mnist_ray.learning.process import prepare_to_train
 from mnist_ray.learning.training import DivergedError, TrainState, Worker
 from mnist_ray.running.disks import DiskTrouble
@@ -34,8 +36,19 @@ def train_in_group(task: dict[str, Any]) -> None:
     prepare_to_train(settings.cpus_per_worker)
     context = ray.train.get_context()
     worker = Worker(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
-    with beating(task["inbox"], name_of(worker.rank)), _death_of_another_noticed_first():
+    with (
+        beating(task["inbox"], name_of(worker.rank)),
+        _death_of_another_noticed_first(),
+        _connected(worker),
+    ):
         _do_open_trainings(task, worker)
+
+
+def _connected(worker: Worker) -> contextlib.AbstractContextManager[None]:
+    """To the other ranks on the CPU; GPUs exchange over NCCL."""
+    if worker.device.type != "cpu":
+        return contextlib.nullcontext()
+    return connected_ranks(ray.util.get_node_ip_address())
 
 
 def _do_open_trainings(task: dict[str, Any], worker: Worker) -> None:

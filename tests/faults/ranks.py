@@ -24,7 +24,7 @@ from mnist_ray.config import TrainingConfig
 from mnist_ray.learning import dropout, training
 from mnist_ray.learning.checkpoint import Checkpoints, SavedState, fit_resumably
 from mnist_ray.learning.data import LabelledImages, pixel_statistics
-from mnist_ray.learning.metrics import gathered_from_ranks
+from mnist_ray.learning.exchange import gathered_from_ranks
 from mnist_ray.learning.training import Examples, TrainingData, TrainState, Worker
 from tests.process_group import process_group
 
