@@ -48,7 +48,7 @@ def _connected(worker: Worker) -> contextlib.AbstractContextManager[None]:
     """To the other ranks on the CPU; GPUs exchange over NCCL."""
     if worker.device.type != "cpu":
         return contextlib.nullcontext()
-    return connected_ranks(ray.util.get_node_ip_address())
+    return connected_ranks(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
 
 
 def _do_open_trainings(task: dict[str, Any], worker: Worker) -> None:
