@@ -8,6 +8,7 @@ the thread that trains takes 0.06 ms (docs/decisions/0007-exchange.md). GPUs exc
 import contextlib
 import secrets
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -35,6 +36,12 @@ class _Connections:
 
 
 _connections: _Connections | None = None
+_exchanging_s = 0.0
+
+
+def exchanging_s() -> float:
+    """Seconds that this process has spent in exchanges between CPUs since it began, waiting for others included."""
+    return _exchanging_s
 
 
 def num_ranks() -> int:
@@ -81,6 +88,8 @@ def _gathered(values: Tensor, connections: _Connections) -> Tensor:
     Whoever sends a chunk has received all that came before it, so what the other has not read yet is at most the chunk
     before and this one, which the buffers hold: nobody waits for room while others wait for him.
     """
+    global _exchanging_s
+    began = time.perf_counter()
     gathered = values.new_empty(len(connections.peers), *values.shape)
     gathered[connections.rank] = values
     rows = [memoryview(row.numpy()).cast("B") for row in gathered.flatten(1)]
@@ -89,6 +98,7 @@ def _gathered(values: Tensor, connections: _Connections) -> Tensor:
             _swap(connections, [row[start : start + CHUNK_BYTES] for row in rows])
     except OSError as error:
         raise RankLostError(f"the connection to another rank broke: {error}") from None
+    _exchanging_s += time.perf_counter() - began
     return gathered
 
 

@@ -26,7 +26,7 @@ from mnist_ray.learning.checkpoint import Checkpoints, SavedState, fit_resumably
 from mnist_ray.learning.data import LabelledImages, pixel_statistics
 from mnist_ray.learning.exchange import gathered_from_ranks
 from mnist_ray.learning.training import Examples, TrainingData, TrainState, Worker
-from tests.process_group import process_group
+from mnist_ray.learning.process import group_on_this_machine
 
 WAIT_S = 200.0  # for one answer of a rank; a tenth of a second is usual
 IMPORTED_ONCE = ["pytest", "numpy", "torch", "torch.distributed", "mnist_ray.learning.checkpoint"]
@@ -89,7 +89,7 @@ def run_rank(connection: Connection, rank: int, world_size: int, meeting_point: 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
     torch.set_num_threads(1)
     try:
-        with process_group(rank, world_size, meeting_point, WAIT_S / 2):
+        with group_on_this_machine(rank, world_size, meeting_point, WAIT_S / 2):
             if plan.mutant is not None:
                 plan.mutant(rank)
             connection.send(_train(connection, Worker(rank, world_size), plan, hold))

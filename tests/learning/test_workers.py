@@ -34,7 +34,7 @@ from mnist_ray.learning.training import (
     evaluate,
     fit,
 )
-from tests.process_group import process_group
+from mnist_ray.learning.process import group_on_this_machine
 
 MOST_WORKERS = 3
 WAIT_S = 120.0  # for one task of a group; a tenth of it is usual, start-up included
@@ -132,7 +132,7 @@ def serve(connection: Connection) -> None:
     while (order := connection.recv()) is not None:
         task, rank, world_size, meeting_point, arguments = order
         try:
-            with process_group(rank, world_size, meeting_point, WAIT_S / 2):
+            with group_on_this_machine(rank, world_size, meeting_point, WAIT_S / 2):
                 connection.send((task(Worker(rank, world_size), *arguments), None))
         except BaseException:
             connection.send((None, traceback.format_exc()))
