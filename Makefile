@@ -2,7 +2,7 @@
 # make test     the tests, two files at a time; PYTEST_ARGS goes to pytest (-n 0: one at a time)
 # make test-slow  the tests that take longer than that: faults with real kills, hangs and full disks
 # make check    format, lint, types, layering
-# make bench    the training step beside a hand-written loop
+# make bench    mnist-ray benchmark (quarter of an hour), into docs/performance.md
 # make chaos    kill a real job a hundred times (over half an hour) and write what was lost into docs/reliability.md
 # make lock     pin the requirements again; LOCK_ARGS=--upgrade moves them to the newest versions
 # make clean    remove what can be made again (.venv too; never results/)
@@ -42,7 +42,7 @@ check: .venv/installed-dev
 	@$(BIN)/lint-imports --no-logo
 
 bench: .venv/installed-runtime
-	@$(BIN)/python benchmarks/training_step.py
+	@$(BIN)/mnist-ray benchmark --page docs/performance.md
 
 chaos: .venv/installed-dev
 	@$(BIN)/python -m tests.faults.chaos $(CHAOS_ARGS) --control --json results/chaos.json --page docs/reliability.md

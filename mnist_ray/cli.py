@@ -107,7 +107,18 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--data-dir", help="where the data sets lie")
     doctor.add_argument("--address", help="of a Ray cluster")
     _add_storage(doctor)
+    _add_benchmark(commands)
     return parser
+
+
+def _add_benchmark(commands: Any) -> None:
+    text = "how fast this machine is at each part of a job, beside the usual loop; some minutes"
+    benchmark = _add(commands, "benchmark", _benchmark, text)
+    benchmark.add_argument("parts", nargs="*", metavar="PART", help="steps, workers, retraining, search (default: all)")
+    benchmark.add_argument("--data-dir", help="where MNIST lies or goes")
+    benchmark.add_argument("--rounds", type=int, default=5, help="how often each is measured (default: 5)")
+    benchmark.add_argument("--json", type=Path, default=Path("results/benchmark.json"), help="write the figures there")
+    benchmark.add_argument("--page", type=Path, help="put the tables between this page's marker lines")
 
 
 def _add_reading_commands(commands: Any) -> None:
@@ -264,6 +275,24 @@ def _doctor(arguments: argparse.Namespace) -> int:
     for finding in findings:
         print(f"{'ok ' if finding.is_good else 'BAD'} {finding.what:<18} {finding.text}")
     return 0 if all(finding.is_good for finding in findings) else EXIT_SPEC
+
+
+def _benchmark(arguments: argparse.Namespace) -> int:
+    from mnist_ray.benchmarking.benchmark import PARTS, benchmark, report
+    from mnist_ray.config import SpecError
+    from mnist_ray.learning.data import default_data_dir
+
+    parts = arguments.parts or list(PARTS)
+    unknown = [part for part in parts if part not in PARTS]
+    if unknown:
+        raise SpecError(f"PART {unknown[0]!r} is not measured: use some of {', '.join(PARTS)}")
+    if arguments.rounds < 1:
+        raise SpecError(f"--rounds {arguments.rounds}: must be 1 or more")
+    data_dir = Path(arguments.data_dir) if arguments.data_dir else default_data_dir()
+    sections = benchmark(parts, data_dir, arguments.rounds, lambda line: print(line, file=sys.stderr))
+    command = " ".join(["mnist-ray benchmark", *arguments.parts, f"--rounds {arguments.rounds}"])
+    print(report(sections, command, arguments.json, arguments.page))
+    return 0
 
 
 def _storage_of(arguments: argparse.Namespace) -> Path:

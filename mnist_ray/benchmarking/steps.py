@@ -1,4 +1,4 @@
-"""How fast is a training step, beside the loop that is usually written? `make bench`
+"""A training step, beside the loop that is usually written.
 
 All train the same network with the same optimizer on MNIST in batches of 128, each in its own process, in turns:
 
@@ -6,12 +6,8 @@ All train the same network with the same optimizer on MNIST in batches of 128, e
   torch's own layers), with the numbers of loader processes and threads at which it is fastest;
 - the same with the images held in memory and indexed by batch;
 - the step of mnist_ray, its metrics included.
-
-Figures are medians over rounds; the ratios are what counts, the times are this machine's. CPU time is that of the
-process that trains, without its loader processes.
 """
 
-import argparse
 import atexit
 import gzip
 import multiprocessing
@@ -19,7 +15,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -30,6 +26,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
+from mnist_ray.benchmarking.findings import Section
 from mnist_ray.config import TrainingConfig
 from mnist_ray.learning import data
 from mnist_ray.learning.metrics import ScoreSums
@@ -39,7 +36,7 @@ from mnist_ray.learning.training import Examples, TrainState, Worker, train_step
 BATCH_SIZE = 128
 WARM_UP_STEPS = 8  # in each round: batches that loader processes have prepared meanwhile are used up
 STEPS_PER_ROUND = 30
-OURS = "mnist_ray"
+USUAL, IN_MEMORY, OURS, OURS_ON_GPU = "usual loop", "images in memory", "mnist_ray", "mnist_ray on the GPU"
 
 Step = Callable[[], None]
 
@@ -56,7 +53,8 @@ class Contestant:
     """A loop in a process of its own, since memory settings and threads are a process's."""
 
     def __init__(self, kind: str, num_threads: int, folder: Path, num_loaders: int = 0) -> None:
-        self.is_usual = kind == "usual loop"
+        self.kind = kind
+        self.is_usual = kind == USUAL
         self.name = kind + (f", {num_loaders} loader processes" if self.is_usual else "")
         self.num_threads = num_threads
         self._rounds: list[Measured] = []
@@ -81,27 +79,53 @@ class Contestant:
         return statistics.median(each.cpu_s for each in self._rounds)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", type=Path, default=data.default_data_dir(), help="where MNIST lies or goes")
-    parser.add_argument("--rounds", type=int, default=9)
-    arguments = parser.parse_args()
-    data.fetch("mnist", arguments.data_dir)
+def measure_steps(data_dir: Path, num_rounds: int) -> Section:
+    """data_dir: has MNIST. Takes about 25 s a round on two cores."""
     contestants = [
         contestant
         for num_threads in sorted({1, cpu_count()})
         for contestant in (
-            *(Contestant("usual loop", num_threads, arguments.data_dir, loaders) for loaders in (0, 1, 2)),
-            Contestant("images in memory", num_threads, arguments.data_dir),
-            Contestant(OURS, num_threads, arguments.data_dir),
+            *(Contestant(USUAL, num_threads, data_dir, num_loaders) for num_loaders in (0, 1, 2)),
+            Contestant(IN_MEMORY, num_threads, data_dir),
+            Contestant(OURS, num_threads, data_dir),
         )
     ]
-    for _ in range(arguments.rounds):
+    if torch.cuda.is_available():
+        contestants.append(Contestant(OURS_ON_GPU, 1, data_dir))
+    for _ in range(num_rounds):
         for contestant in contestants:
             contestant.run()
     for contestant in contestants:
         contestant.end()
-    report(contestants, arguments.rounds)
+    return _section(contestants, num_rounds)
+
+
+def _section(contestants: Sequence[Contestant], num_rounds: int) -> Section:
+    usual = min((each for each in contestants if each.is_usual), key=lambda each: each.wall_s)
+    rows = [
+        {
+            "loop": each.name,
+            "threads": each.num_threads,
+            "wall ms": round(1e3 * each.wall_s, 1),
+            "CPU ms": round(1e3 * each.cpu_s, 1),
+            "throughput": round(usual.wall_s / each.wall_s, 2),
+        }
+        for each in contestants
+    ]
+    ours = min((each for each in contestants if each.kind == OURS), key=lambda each: each.wall_s)
+    alone = {each.name: each.cpu_s for each in contestants if each.num_threads == 1}
+    return Section(
+        "A step of 128 images",
+        f"Medians of {num_rounds} rounds in turns, {STEPS_PER_ROUND} steps each. Throughput is that of the usual loop "
+        "at its fastest, times so much; CPU time is the training process's own, without its loaders'.",
+        rows,
+        {
+            "throughput, mnist_ray at its fastest to the usual loop at its fastest": usual.wall_s / ours.wall_s,
+            "CPU time of a step in one process and one thread, usual loop to mnist_ray": (
+                alone[f"{USUAL}, 0 loader processes"] / alone[OURS]
+            ),
+        },
+    )
 
 
 # --- in the process of a contestant
@@ -112,19 +136,21 @@ def _serve(connection: Connection, kind: str, num_threads: int, folder: Path, nu
     torch.set_num_threads(num_threads)
     examples = data.load_training("mnist", folder)
     pixels = data.pixel_statistics(examples.images)
-    if kind == OURS:
-        prepare_to_train(num_threads)
-        step = our_step(Examples.of(examples, torch.device("cpu")), pixels)
-    elif kind == "images in memory":
+    if kind == USUAL:
+        step = usual_step(folder, num_loaders, pixels)
+    elif kind == IN_MEMORY:
         step = in_memory_step(Examples.of(examples, torch.device("cpu")), pixels)
     else:
-        step = usual_step(folder, num_loaders, pixels)
+        prepare_to_train(num_threads)
+        step = our_step(examples, pixels, torch.device("cuda" if kind == OURS_ON_GPU else "cpu"))
     while connection.recv() is not None:
         for _ in range(WARM_UP_STEPS):
             step()
         cpu, wall = time.process_time(), time.perf_counter()
         for _ in range(STEPS_PER_ROUND):
             step()
+        if kind == OURS_ON_GPU:
+            torch.cuda.synchronize()
         connection.send(
             Measured((time.perf_counter() - wall) / STEPS_PER_ROUND, (time.process_time() - cpu) / STEPS_PER_ROUND)
         )
@@ -185,33 +211,16 @@ def _torchs_step() -> Callable[[Tensor, Tensor], None]:
     return step
 
 
-def our_step(examples: Examples, pixels: data.PixelStatistics) -> Step:
+def our_step(images: data.LabelledImages, pixels: data.PixelStatistics, device: torch.device) -> Step:
     """The step of trials and retraining, its metrics included."""
-    worker = Worker()
+    worker, examples = Worker(device=device), Examples.of(images, device)
     state = TrainState.initial(TrainingConfig(num_epochs=1), pixels, worker)
     sums = ScoreSums(worker.device)
     state.model.train()
 
     def step() -> None:
-        indices = torch.randint(len(examples), (BATCH_SIZE,))
-        images, labels = examples.images[indices], examples.labels[indices]
-        train_step(state.model, state.optimizer, images, labels, BATCH_SIZE, worker, sums)
+        indices = torch.randint(len(examples), (BATCH_SIZE,), device=device)
+        batch, labels = examples.images[indices], examples.labels[indices]
+        train_step(state.model, state.optimizer, batch, labels, BATCH_SIZE, worker, sums)
 
     return step
-
-
-def report(contestants: list[Contestant], num_rounds: int) -> None:
-    print(f"median of {num_rounds} interleaved rounds of {STEPS_PER_ROUND} steps of {BATCH_SIZE} images")
-    for each in contestants:
-        wall, cpu = 1e3 * each.wall_s, 1e3 * each.cpu_s
-        print(f"  {each.name:<32} {each.num_threads} thread(s): {wall:6.1f} ms wall, {cpu:6.1f} ms of CPU per step")
-    usual = min((each for each in contestants if each.is_usual), key=lambda each: each.wall_s)
-    ours = min((each for each in contestants if each.name == OURS), key=lambda each: each.wall_s)
-    print(f"  throughput, ours at its best to the usual loop at its best: {usual.wall_s / ours.wall_s:.2f}")
-    on_one_thread = {each.name: each.cpu_s for each in contestants if each.num_threads == 1}
-    ratio = on_one_thread["usual loop, 0 loader processes"] / on_one_thread[OURS]
-    print(f"  CPU time of a step in one process on one thread, usual loop to ours: {ratio:.2f}")
-
-
-if __name__ == "__main__":
-    main()

@@ -25,8 +25,8 @@ from mnist_ray.learning import dropout, training
 from mnist_ray.learning.checkpoint import Checkpoints, SavedState, fit_resumably
 from mnist_ray.learning.data import LabelledImages, pixel_statistics
 from mnist_ray.learning.exchange import gathered_from_ranks
-from mnist_ray.learning.training import Examples, TrainingData, TrainState, Worker
 from mnist_ray.learning.process import group_on_this_machine
+from mnist_ray.learning.training import Examples, TrainingData, TrainState, Worker
 
 WAIT_S = 200.0  # for one answer of a rank; a tenth of a second is usual
 IMPORTED_ONCE = ["pytest", "numpy", "torch", "torch.distributed", "mnist_ray.learning.checkpoint"]

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from mnist_ray.benchmarking.findings import put_between
 from mnist_ray.record.rundir import RunDir
 from tests.faults.chaos import processes, table, verdict
 from tests.faults.chaos.aims import Pace, draw_aims
@@ -284,7 +285,7 @@ def test_the_table_goes_between_its_marker_lines(tmp_path: Path, undisturbed: Un
     story = dataclasses.replace(undisturbed.story, kills=[kill_at(0, stage=stage) for stage in STAGES])
     report = Report(1, 1, undisturbed.story, [Tried(story, good, 1, [2.0, 4.0, 9.0], 2)])
     text = table.markdown(report, "`the command`", 60.0, "2026-11-22")
-    table.put_into(page, text)
+    put_between(page, table.BEGIN, table.END, text)
     assert page.read_text() == f"above\n{table.BEGIN}\n{text}\n{table.END}\nbelow\n"
     assert "| search | 1 | 0 | 0 | 0 | 1 |" in text
     assert "| seconds lost by a kill: median, worst | 4.0, 9.0 |" in text
@@ -292,4 +293,4 @@ def test_the_table_goes_between_its_marker_lines(tmp_path: Path, undisturbed: Un
     assert "NOT everything held" in table.markdown(dataclasses.replace(report, wanted=2), "", 60.0, "")
     page.write_text("no markers")
     with pytest.raises(ValueError, match="lacks the lines"):
-        table.put_into(page, text)
+        put_between(page, table.BEGIN, table.END, text)

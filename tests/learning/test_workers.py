@@ -25,6 +25,7 @@ from mnist_ray.learning.checkpoint import Checkpoints, SavedState, fit_resumably
 from mnist_ray.learning.data import LabelledImages, PixelStatistics, pixel_statistics
 from mnist_ray.learning.metrics import Score
 from mnist_ray.learning.pooled_norm import normalised_and_pooled
+from mnist_ray.learning.process import group_on_this_machine
 from mnist_ray.learning.training import (
     DivergedError,
     Examples,
@@ -34,7 +35,6 @@ from mnist_ray.learning.training import (
     evaluate,
     fit,
 )
-from mnist_ray.learning.process import group_on_this_machine
 
 MOST_WORKERS = 3
 WAIT_S = 120.0  # for one task of a group; a tenth of it is usual, start-up included

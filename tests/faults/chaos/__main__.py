@@ -9,6 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from mnist_ray.benchmarking.findings import put_between
 from tests.faults.chaos import table
 from tests.faults.chaos.loop import bombard
 
@@ -25,7 +26,7 @@ def main() -> int:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(table.as_json(report), indent=2) + "\n")
     if arguments.page:
-        table.put_into(arguments.page, text)
+        put_between(arguments.page, table.BEGIN, table.END, text)
     print(text)
     print(f"the runs lie in {workdir}")
     return 0 if report.is_good else 1

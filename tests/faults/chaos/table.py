@@ -3,7 +3,6 @@
 import dataclasses
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from tests.faults.chaos.killing import Kill
@@ -86,12 +85,3 @@ def _control(control: Tried | None) -> str:
     if control.verdict.is_good:
         return "NOT noticed"
     return f"noticed: {len(control.verdict.ran_twice)} finished trainings ran twice"
-
-
-def put_into(page: Path, table: str) -> None:
-    """Between the page's two marker lines. Raises ValueError where it has not got them."""
-    before, begin, rest = page.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{page}: lacks the lines {BEGIN} and {END}: add them where the table belongs")
-    page.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}")
