@@ -62,8 +62,8 @@ def measure_search(data_dir: Path, num_epochs: int = 1) -> Section:
         "The search",
         f"A real search of {NUM_TRIALS} trials of {num_epochs} epoch(s) on MNIST, one thread each. Wall time is from "
         "the first trial's asking until a single one remains. A start-up is from a trial's asking to its first "
-        "training step; those of the first trials include starting their processes and importing. Epochs are dated when the "
-        "driver heard of them.",
+        "training step; those of the first trials include starting their processes and importing. Epochs are dated "
+        "when the driver heard of them.",
         [row],
         {"share of the cores' time that trains while two or more trials remain": times.busy},
     )
