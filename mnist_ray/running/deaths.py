@@ -12,12 +12,17 @@ OUT_OF_MEMORY = "its process was killed because the node ran out of memory"
 
 
 @contextlib.contextmanager
-def out_of_memory_is_a_failure() -> Iterator[None]:
-    """Let Tune take a kill by Ray's memory monitor for the death of one process, which it is.
+def deaths_are_failures_of_one_trial() -> Iterator[None]:
+    """Let Tune take the death of a trial's process, whatever the reason, for one failure of that trial.
 
-    Ray 2.60 raises OutOfMemoryError, which is no RayActorError, for the task that ran in it, and what is neither that
-    nor a RayTaskError ends the whole search (air/execution/_internal/actor_manager.py, _actor_task_failed). Starting
-    the search again instead would cost every other trial in flight its epoch and its count of failures.
+    Two things of Ray 2.60 are in the way (air/execution/_internal/actor_manager.py, _actor_task_failed):
+
+    - A kill by Ray's memory monitor raises OutOfMemoryError, which is no RayActorError, for the task that ran in the
+      process, and what is neither that nor a RayTaskError ends the whole search. Starting the search again would
+      cost every other trial in flight its epoch and its count of failures.
+    - A process that dies between two trials is noticed when the second one is handed to it. Tune hears of that death
+      twice, and takes the second time, when the trial waits for its new start already, for its end; and it goes on
+      believing that the trial is being handed over, and gives it no other process.
     """
     tune_controller.RayActorManager = _ActorManager  # type: ignore[attr-defined]
     try:
@@ -30,7 +35,21 @@ class _ActorManager(RayActorManager):
     def _actor_task_failed(self, tracked_actor_task: Any, exception: Exception) -> None:
         if isinstance(exception, OutOfMemoryError):
             exception = RayActorError(error_msg=f"{OUT_OF_MEMORY}: {exception}")
+        if isinstance(exception, RayActorError):
+            _tell_once(tracked_actor_task)
         super()._actor_task_failed(tracked_actor_task, exception)
+
+
+def _tell_once(task: Any) -> None:
+    """Of an actor that died while a trial was handed to it: the actor's own callback tells of it."""
+    actor = task._tracked_actor
+    controller = getattr(actor._on_error, "__self__", None)  # Tune's, whose method the callback is
+    if controller is None:
+        return
+    trial = controller._actor_to_trial.get(actor)
+    if trial in controller._resetting_trials:
+        controller._resetting_trials.remove(trial)
+        task._on_error = None
 
 
 def why_it_died(errors: str) -> str:

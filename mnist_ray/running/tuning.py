@@ -21,7 +21,7 @@ from mnist_ray.learning.process import prepare_to_train
 from mnist_ray.learning.training import DivergedError, Worker
 from mnist_ray.record.rundir import RunDir, Status, TakenOverError, Training
 from mnist_ray.record.study import SearchStudy, direction, seed_of_trial
-from mnist_ray.running.deaths import out_of_memory_is_a_failure, why_it_died
+from mnist_ray.running.deaths import deaths_are_failures_of_one_trial, why_it_died
 from mnist_ray.running.disks import DiskTrouble
 from mnist_ray.running.heartbeat import HANG_LIMIT_S, TrialWatch, beating
 from mnist_ray.running.shared_data import SharedData
@@ -119,7 +119,7 @@ def search(
         ),
     )
     try:
-        with out_of_memory_is_a_failure():
+        with deaths_are_failures_of_one_trial():
             tuner.fit()
     finally:
         watch.close()

@@ -279,6 +279,31 @@ def test_a_trial_that_dies_too_often_is_failed(head: Head, joined: str, tmp_path
     assert failed.ended["reason"] in run.training_log(failed.id).read_text()
 
 
+def test_a_process_that_dies_between_two_trials_costs_the_next_one_a_new_start(
+    joined: str, head: Head, tmp_path: Path
+) -> None:
+    class Killing(Remembering):
+        def trial_ended(self, training: Training) -> None:
+            super().trial_ended(training)
+            if len(self.trials) == 2:
+                _kill_a_trial(head)
+
+    listener = Killing()
+    spec = small_spec(tmp_path, search__num_trials=4, search__max_concurrent_trials=1, search__early_stopping=None)
+    search_job(spec, Site(joined), listener)
+    assert [(trial.status, (trial.ended or {})["num_failures"]) for trial in listener.trials] == [
+        ("complete", 0),
+        ("complete", 0),
+        ("complete", 1),
+        ("complete", 0),
+    ]
+
+
+def _kill_a_trial(head: Head) -> None:
+    trials = [pid for pid, command in descendants(head.pid).items() if "ray::ImplicitFunc" in command]
+    os.kill(trials[0], signal.SIGKILL)  # no test runs two jobs at a time
+
+
 def _kill_a_trial_once(head: Head, storage: Path) -> threading.Thread:
     """Kill one trial's process after its second epoch."""
 
@@ -288,8 +313,7 @@ def _kill_a_trial_once(head: Head, storage: Path) -> threading.Thread:
         while not any(trial.epochs_done >= 2 for trial in run.trainings("search")):
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        trials = [pid for pid, command in descendants(head.pid).items() if "ray::ImplicitFunc" in command]
-        os.kill(trials[0], signal.SIGKILL)  # no test runs two jobs at a time
+        _kill_a_trial(head)
 
     thread = threading.Thread(target=kill)
     thread.start()
