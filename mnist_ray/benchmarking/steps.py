@@ -29,9 +29,9 @@ from torchvision import datasets, transforms
 from mnist_ray.benchmarking.findings import Section
 from mnist_ray.config import TrainingConfig
 from mnist_ray.learning import data
-from mnist_ray.learning.metrics import ScoreSums
+from mnist_ray.learning.cuda_graph import capture_for
 from mnist_ray.learning.process import prepare_to_train
-from mnist_ray.learning.training import Examples, TrainState, Worker, train_step
+from mnist_ray.learning.training import Examples, Steps, TrainState, Worker
 
 BATCH_SIZE = 128
 WARM_UP_STEPS = 8  # in each round: batches that loader processes have prepared meanwhile are used up
@@ -215,12 +215,6 @@ def our_step(images: data.LabelledImages, pixels: data.PixelStatistics, device: 
     """The step of trials and retraining, its metrics included."""
     worker, examples = Worker(device=device), Examples.of(images, device)
     state = TrainState.initial(TrainingConfig(num_epochs=1), pixels, worker)
-    sums = ScoreSums(worker.device)
-    state.model.train()
-
-    def step() -> None:
-        indices = torch.randint(len(examples), (BATCH_SIZE,), device=device)
-        batch, labels = examples.images[indices], examples.labels[indices]
-        train_step(state.model, state.optimizer, batch, labels, BATCH_SIZE, worker, sums)
-
-    return step
+    steps = Steps(state.model, state.optimizer, examples, worker, capture_for(device, 1))
+    steps.begin_epoch()
+    return lambda: steps.take(torch.randint(len(examples), (BATCH_SIZE,), device=device), BATCH_SIZE)

@@ -15,9 +15,8 @@ from mnist_ray.benchmarking.findings import Section
 from mnist_ray.config import TrainingConfig
 from mnist_ray.learning import data
 from mnist_ray.learning.exchange import exchanging_s
-from mnist_ray.learning.metrics import ScoreSums
 from mnist_ray.learning.process import group_on_this_machine, prepare_to_train
-from mnist_ray.learning.training import Examples, TrainState, Worker, train_step
+from mnist_ray.learning.training import Examples, Steps, TrainState, Worker
 
 BATCH_SIZES = (32, 128, 512)
 LOCAL_BATCH_SIZES = (8, 16, 32, 64, 128)  # of one worker alone, for the model
@@ -67,22 +66,22 @@ def _serve(connection: Connection, rank: int, num_workers: int, meeting_point: P
     images = data.load_training("mnist", data_dir)
     examples = Examples.of(images, worker.device)
     state = TrainState.initial(TrainingConfig(num_epochs=1), data.pixel_statistics(images.images), worker)
-    state.model.train()
+    steps = Steps(state.model, state.optimizer, examples, worker)
+    steps.begin_epoch()
     with group_on_this_machine(rank, num_workers, meeting_point, WAIT_S):
         while (batch_size := connection.recv()) is not None:
-            connection.send(_round(state, examples, worker, batch_size))
+            connection.send(_round(steps, len(examples), worker, batch_size))
 
 
-def _round(state: TrainState, examples: Examples, worker: Worker, batch_size: int) -> Measured:
-    sums, generator = ScoreSums(worker.device), torch.Generator().manual_seed(0)  # the same batches on all workers
+def _round(steps: Steps, num_examples: int, worker: Worker, batch_size: int) -> Measured:
+    generator = torch.Generator().manual_seed(0)  # the same batches on all workers
     num_steps = max(round(ROUND_S / (2e-4 * batch_size)), 10)
     began, exchanged_s = 0.0, 0.0
     for step in range(num_steps + 5):
         if step == 5:  # the first ones warm up
             began, exchanged_s = time.perf_counter(), exchanging_s()
-        share = worker.share_of(torch.randint(len(examples), (batch_size,), generator=generator))
-        images, labels = examples.images[share], examples.labels[share]
-        train_step(state.model, state.optimizer, images, labels, batch_size, worker, sums)
+        batch = torch.randint(num_examples, (batch_size,), generator=generator)
+        steps.take(worker.share_of(batch), batch_size)
     wall_s = time.perf_counter() - began
     return Measured(wall_s / num_steps, (exchanging_s() - exchanged_s) / num_steps)
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 class Adam:
     """Kingma and Ba 2015, "Adam: A Method for Stochastic Optimization", algorithm 1, with its default constants.
 
-    The parameters become views of one vector and their gradients of another, so a step is six operations whatever the
+    The parameters become views of one vector and their gradients of another, so a step is ten operations whatever the
     number of layers, and workers add their gradients up in one exchange, in an order that nothing changes.
     torch.optim.Adam imports its compiler when it is first used: 2.6 s of CPU in every process that trains.
     """
@@ -26,19 +26,36 @@ class Adam:
         self.gradient = torch.zeros_like(self._values)
         self.mean = torch.zeros_like(self._values)
         self.mean_square = torch.zeros_like(self._values)
+        # Where the step finds them when it is replayed as a CUDA graph: its numbers of Python are those of its capture.
+        self._step_size, self._square_correction = self._values.new_zeros(2).unbind()
         _make_views(parameters, self._values, self.gradient)
 
     def zero_grad(self) -> None:
         self.gradient.zero_()
 
-    @torch.no_grad()
     def step(self) -> None:
+        self.advance()
+        self.apply()
+
+    def advance(self) -> None:
+        """Go on to the next step's number and its rates."""
         self.num_steps += 1
+        decay, square_decay = self.BETAS
+        self._step_size.fill_(self.learning_rate / (1 - decay**self.num_steps))
+        self._square_correction.fill_(1 - square_decay**self.num_steps)
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Move the parameters by that step; only operations on the device."""
         decay, square_decay = self.BETAS
         self.mean.lerp_(self.gradient, 1 - decay)
         self.mean_square.mul_(square_decay).addcmul_(self.gradient, self.gradient, value=1 - square_decay)
-        root = (self.mean_square / (1 - square_decay**self.num_steps)).sqrt_().add_(self.EPSILON)
-        self._values.addcdiv_(self.mean, root, value=-self.learning_rate / (1 - decay**self.num_steps))
+        root = (self.mean_square / self._square_correction).sqrt_().add_(self.EPSILON)
+        self._values.sub_((self.mean / root).mul_(self._step_size))
+
+    def tensors(self) -> list[Tensor]:
+        """All that a step changes, the parameters among it."""
+        return [self._values, self.gradient, self.mean, self.mean_square]
 
     def state_dict(self) -> dict[str, Tensor]:
         """mean and mean_square: (P,) for P parameters; num_steps: () int64."""

@@ -35,6 +35,13 @@ class ScoreSums:
         self._sums[1] += (logits.detach().argmax(dim=1) == labels).sum()
         self._sums[2] += labels.shape[0]
 
+    def reset(self) -> None:
+        """Begin again with nothing."""
+        self._sums.zero_()
+
+    def tensors(self) -> list[Tensor]:
+        return [self._sums]
+
     def merged(self) -> Score:
         """The score over all ranks; every rank must call it, and every rank gets the same."""
         loss, num_correct, num_examples = summed_over_ranks(self._sums).tolist()

@@ -7,7 +7,7 @@ import hashlib
 import math
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from mnist_ray.config import TrainingConfig
 from mnist_ray.learning import pulse
 from mnist_ray.learning.adam import Adam
+from mnist_ray.learning.cuda_graph import Capture, capture_for
 from mnist_ray.learning.data import LabelledImages, PixelStatistics
 from mnist_ray.learning.exchange import summed_over_ranks
 from mnist_ray.learning.metrics import Score, ScoreSums, summed_loss
@@ -137,10 +138,11 @@ def fit(
     Raises DivergedError (on every rank alike).
     """
     network = _over_global_batch(state.model, worker)
+    steps = Steps(network, state.optimizer, data.train, worker, capture_for(worker.device, worker.world_size))
     while state.completed_epochs < config.num_epochs:
         started = time.perf_counter()
         epoch = state.completed_epochs + 1
-        train = train_one_epoch(network, state.optimizer, data.train, config, epoch, worker)
+        train = train_one_epoch(steps, len(data.train), config, epoch, worker)
         _check_finite(epoch, "train_loss", train.loss)
         validation = None
         if data.validation is not None:
@@ -152,48 +154,75 @@ def fit(
         yield report
 
 
-def train_one_epoch(
-    network: nn.Module,
-    optimizer: Adam,
-    examples: Examples,
-    config: TrainingConfig,
-    epoch: int,
-    worker: Worker,
-) -> Score:
-    """One pass over `examples` in an order that depends on (seed, epoch) alone."""
-    network.train()
-    sums = ScoreSums(worker.device)
+class Steps:
+    """Takes the steps of one training.
+
+    On a GPU of its own a step is captured once for each size of batch and replayed: a network of this size would
+    otherwise wait for Python to launch its hundred small kernels.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: Adam,
+        examples: Examples,
+        worker: Worker,
+        capture: Capture | None = None,
+    ) -> None:
+        """capture: how a step is captured; without it each is computed as it comes."""
+        self._network = network
+        self._optimizer = optimizer
+        self._examples = examples
+        self._worker = worker
+        self._capture = capture
+        self._captured: dict[int, tuple[Tensor, Callable[[], None]]] = {}
+        self.sums = ScoreSums(worker.device)  # over the examples since the epoch began
+
+    def begin_epoch(self) -> None:
+        self._network.train()
+        self.sums.reset()
+
+    def take(self, share: Tensor, global_batch_size: int) -> None:
+        """One optimizer step. share: (B,) int64, the indices of this rank's share of a global batch."""
+        pulse.mark()
+        self._optimizer.advance()
+        if self._capture is None:
+            self._compute(share, global_batch_size)
+            return
+        if global_batch_size not in self._captured:
+            self._captured[global_batch_size] = self._captured_step(self._capture, share)
+        indices, replay = self._captured[global_batch_size]
+        indices.copy_(share)
+        replay()
+
+    def _captured_step(self, capture: Capture, share: Tensor) -> tuple[Tensor, Callable[[], None]]:
+        indices = share.clone()
+        changed = [*self._network.buffers(), *self._optimizer.tensors(), *self.sums.tensors()]
+        return indices, capture(lambda: self._compute(indices, len(indices)), changed)
+
+    def _compute(self, share: Tensor, global_batch_size: int) -> None:
+        """The loss is a sum divided by the global count, and gradients are added up over ranks, so uneven shares weigh
+        each example alike.
+        """
+        images, labels = self._examples.images[share], self._examples.labels[share]
+        self._optimizer.zero_grad()
+        logits = self._network(images)
+        loss = summed_loss(logits, labels)
+        (loss / global_batch_size).backward()
+        summed_over_ranks(self._optimizer.gradient)
+        self._optimizer.apply()
+        self.sums.add(loss, logits, labels)
+
+
+def train_one_epoch(steps: Steps, num_examples: int, config: TrainingConfig, epoch: int, worker: Worker) -> Score:
+    """One pass over the examples in an order that depends on (seed, epoch) alone."""
+    steps.begin_epoch()
     with _seeded(config.seed, "order", epoch):
-        order = torch.randperm(len(examples)).to(worker.device)
+        order = torch.randperm(num_examples).to(worker.device)
     with _seeded(config.seed, "dropout", epoch, worker.rank):
         for batch in order.split(config.batch_size):
-            share = worker.share_of(batch)
-            train_step(network, optimizer, examples.images[share], examples.labels[share], len(batch), worker, sums)
-    return sums.merged()
-
-
-def train_step(
-    network: nn.Module,
-    optimizer: Adam,
-    images: Tensor,
-    labels: Tensor,
-    global_batch_size: int,
-    worker: Worker,
-    sums: ScoreSums,
-) -> None:
-    """One optimizer step on this rank's share of a global batch.
-
-    The loss is a sum divided by the global count, and gradients are added up over ranks, so uneven shares weigh each
-    example alike.
-    """
-    pulse.mark()
-    optimizer.zero_grad()
-    logits = network(images)
-    loss = summed_loss(logits, labels)
-    (loss / global_batch_size).backward()
-    summed_over_ranks(optimizer.gradient)
-    optimizer.step()
-    sums.add(loss, logits, labels)
+            steps.take(worker.share_of(batch), len(batch))
+    return steps.sums.merged()
 
 
 def evaluate(model: nn.Module, examples: Examples, worker: Worker = Worker()) -> Score:

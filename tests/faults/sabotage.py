@@ -11,8 +11,7 @@ from pathlib import Path
 import torch
 from ray import cloudpickle
 
-from mnist_ray.learning import training
-from mnist_ray.learning.training import TrainingData
+from mnist_ray.learning.training import Steps, TrainingData
 from mnist_ray.running.shared_data import SharedData
 
 # Its whole code travels, since workers need not find the tests' folder.
@@ -72,15 +71,15 @@ def sabotaged(data: SharedData, *faults: In) -> SabotagedData:
 
 
 def _put_into_steps(faults: tuple[In, ...]) -> None:
-    original = training.train_step
+    original = Steps.take
     num_steps = 0
 
-    def step(network, optimizer, images, labels, global_batch_size, worker, sums):
+    def take(steps, share, global_batch_size):
         nonlocal num_steps
         num_steps += 1
         for fault in faults:
-            if (fault.rank, fault.step) == (worker.rank, num_steps):
+            if (fault.rank, fault.step) == (steps._worker.rank, num_steps):
                 fault.commit()
-        original(network, optimizer, images, labels, global_batch_size, worker, sums)
+        original(steps, share, global_batch_size)
 
-    training.train_step = step
+    Steps.take = take  # type: ignore[method-assign]

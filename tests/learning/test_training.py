@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import pytest
@@ -16,6 +17,7 @@ from mnist_ray.learning.training import (
     DivergedError,
     EpochReport,
     Examples,
+    Steps,
     TrainingData,
     TrainState,
     Worker,
@@ -126,11 +128,43 @@ def test_each_epoch_and_each_rank_draws_its_own_masks(few_digits: TrainingData) 
         state.model.register_forward_hook(
             lambda module, inputs, output, drawn=drawn: drawn.append(torch.initial_seed())
         )
-        train_one_epoch(state.model, state.optimizer, few_digits.train, CONFIG, epoch, Worker(rank, 2))
+        worker = Worker(rank, 2)
+        steps = Steps(state.model, state.optimizer, few_digits.train, worker)
+        train_one_epoch(steps, len(few_digits.train), CONFIG, epoch, worker)
         assert len(set(drawn)) == 1
         seeds.append(drawn[0])
     assert len({*seeds[:3]}) == 3
     assert seeds[3] == seeds[0]
+
+
+def captured_here(compute: Callable[[], None], changed: Sequence[Tensor]) -> Callable[[], None]:
+    """What a capture as a CUDA graph does, but for the graph: warms up, and brings everything back."""
+    kept, drawn = [tensor.clone() for tensor in changed], torch.get_rng_state()
+    for _ in range(2):
+        compute()
+    with torch.no_grad():
+        for tensor, before in zip(changed, kept, strict=True):
+            tensor.copy_(before)
+    torch.set_rng_state(drawn)
+    return compute
+
+
+def test_steps_that_are_captured_and_replayed_are_those_that_are_computed(few_digits: TrainingData) -> None:
+    """With dropout, a ragged last batch and a learning rate that changes; CUDA's own part needs a GPU."""
+    ends = []
+    for capture in (None, captured_here):
+        state = TrainState.initial(CONFIG, few_digits.statistics)
+        steps = Steps(state.model, state.optimizer, few_digits.train, Worker(), capture)
+        assert len(few_digits.train) % CONFIG.batch_size
+        scores = []
+        for epoch, learning_rate in enumerate((1e-3, 1e-2, 1e-4), start=1):
+            state.optimizer.learning_rate = learning_rate
+            scores.append(train_one_epoch(steps, len(few_digits.train), CONFIG, epoch, Worker()))
+        ends.append((weights_of(state), state.optimizer.state_dict(), scores))
+    (weights, moments, scores), (replayed_weights, replayed_moments, replayed_scores) = ends
+    assert equal(weights, replayed_weights)
+    assert equal(moments, replayed_moments)
+    assert scores == replayed_scores
 
 
 def test_initial_weights_follow_from_the_seed_alone() -> None:
