@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 SMALL = (
     *("--set", "search.num_trials=3", "--set", "search.num_epochs=6", "--set", "search.early_stopping=null"),
-    *("--set", "search.max_concurrent_trials=1", "--set", "retrain.num_epochs=10", "--name", "small"),
+    *("--set", "search.max_concurrent_trials=1", "--set", "retrain.num_epochs=60", "--name", "small"),
 )
 
 
@@ -83,7 +83,7 @@ def test_a_run_is_stopped_in_its_search_and_in_its_retraining_and_goes_on(tmp_pa
         assert process.returncode == 0, printed
     assert run.trainings("search")[0] == first
     assert [training.epochs_done for training in run.trainings("search")] == [6, 6, 6]
-    assert all(training.epochs_done == 10 for training in run.trainings("retrain"))
+    assert all(training.epochs_done == 60 for training in run.trainings("retrain"))
     assert [entry["stage"] for entry in run.all_stages()].count("chosen") == 1
 
 

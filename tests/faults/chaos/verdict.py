@@ -63,7 +63,7 @@ def outcome_of(run: RunDir) -> Outcome:
             for training in run.trainings("retrain")
             if run.model(training.id).is_file()
         },
-        tested=dict((run.stage("tested") or {}).get("scores", {})),
+        tested=copy.deepcopy((run.stage("tested") or {}).get("scores", {})),
         choice={key: chosen.get(key) for key in ("training", "hyperparameters", "score")},
     )
 
