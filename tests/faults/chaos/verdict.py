@@ -1,5 +1,6 @@
 """What is promised of a run that was killed, against what it left on record."""
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
