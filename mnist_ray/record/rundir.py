@@ -180,9 +180,9 @@ class RunDir:
 
     def record_epoch(self, training_id: str, row: Mapping[str, Any]) -> None:
         """A row that is on record already, because it was read from a checkpoint, is not recorded again."""
-        training = self.training(training_id)
-        assert training is not None, training_id
-        if dict(row) not in [_without_time(known) for known in training.history]:
+        self._catch_up()
+        history = self._trainings[training_id].history
+        if dict(row) not in [_without_time(known) for known in history if known["epoch"] == row["epoch"]]:
             self._publish("epoch", id=training_id, row=dict(row))
 
     def record_ended(self, training_id: str, status: Status, reason: str | None, **facts: Any) -> None:

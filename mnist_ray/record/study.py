@@ -36,15 +36,12 @@ class SearchStudy:
         self._space = distributions(spec.search)
         self._study = _new_study(spec.search)
         self._running: dict[int, optuna.Trial] = {}
+        self.num_asked = len(trainings)
         for number, training in enumerate(trainings):
             assert training.asked["number"] == number, training.id
             self._study.add_trial(_as_trial(training, spec.search, self._space))
             if training.status is None:
-                self._running[number] = optuna.Trial(self._study, self._study.trials[-1]._trial_id)
-
-    @property
-    def num_asked(self) -> int:
-        return len(self._study.trials)
+                self._running[number] = optuna.Trial(self._study, self._known()[-1]._trial_id)
 
     def suggest(self) -> dict[str, Any]:
         """The searched hyperparameters of the next trial; the first trial is the recipe, where the space has it."""
@@ -53,6 +50,7 @@ class SearchStudy:
             self._study.enqueue_trial({key: getattr(self._spec.recipe, key) for key in self._space})
         self._study.sampler = _sampler(seed_of_trial(self._spec.seed, number), len(self._space))
         self._running[number] = self._study.ask(self._space)
+        self.num_asked += 1
         return self._running[number].params
 
     def tell(self, training: Training) -> None:
@@ -60,12 +58,16 @@ class SearchStudy:
         assert training.status is not None
         number = training.asked["number"]
         running = self._running.pop(number)
-        known = self._study.trials[number].intermediate_values
+        known = self._known()[number].intermediate_values
         curve = _curve(training, self._spec.search)
         for epoch in curve.keys() - known.keys():
             running.report(curve[epoch], epoch)
         value = curve[max(curve)] if training.status == "complete" else None
         self._study.tell(running, value, STATES[training.status])
+
+    def _known(self) -> list[FrozenTrial]:
+        """The study's trials as they are: `Study.trials` copies each of them, so a search of n would take n * n."""
+        return self._study.get_trials(deepcopy=False)
 
 
 def _new_study(search: Search, **where: Any) -> optuna.Study:
