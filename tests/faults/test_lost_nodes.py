@@ -58,6 +58,8 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
     token.write_text("a-token-of-the-tests-0123456789abcdef0123456789abcdef")
     token.chmod(0o600)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+    monkeypatch.setenv("RAY_TMPDIR", str(folder))  # where Ray notes the latest cluster, which is nobody else's business
+    (folder / "ray").mkdir()
     nodes = Nodes(folder)
     yield nodes
     nodes.shutdown()
