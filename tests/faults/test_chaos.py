@@ -25,7 +25,7 @@ from tests.faults.chaos.loop import SPEC, Harness, Report, Tried, short_folder
 from tests.faults.chaos.session import STAGES, stage_of
 from tests.faults.chaos.verdict import Outcome, judge, outcome_of, ran_again, seconds_lost
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # real jobs; under a tenth of it on a quiet machine
+pytestmark = pytest.mark.timeout(900)  # real jobs; under a tenth of it on a quiet machine
 
 SMALLER = {
     "search": SPEC["search"] | {"num_trials": 4, "num_epochs": 2},
@@ -75,6 +75,7 @@ def test_a_run_that_is_killed_ends_as_if_it_had_not_been(harness: Harness, undis
     assert tried.verdict.is_good, tried.verdict
 
 
+@pytest.mark.slow
 def test_without_a_record_the_same_loop_fails(harness: Harness) -> None:
     """Of the record nothing is left after a driver's death: the trial that had ended runs again, which is noticed."""
     tried = harness.under_fire("control", [Aim("search", "driver", epochs=3)], 1, None, forget=True)

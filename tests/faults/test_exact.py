@@ -25,8 +25,6 @@ from tests.faults.ranks import (
     seed_without,
 )
 
-pytestmark = pytest.mark.slow
-
 # 141 = 4 * 32 + 13: the last batch is ragged, and so are the shares of three workers.
 NUM_EXAMPLES = 141
 CONFIG = TrainingConfig(num_epochs=5, batch_size=32, dropout=0.3, seed=8)
