@@ -18,7 +18,7 @@ from mnist_ray.files import CorruptFileError, read_sealed_json, write_sealed_jso
 from mnist_ray.record import ownership
 from mnist_ray.record.ownership import EXPIRE_S, OwnedByAnotherError, owned
 from mnist_ray.record.process import this_process
-from mnist_ray.record.rundir import RunDir, TakenOverError
+from mnist_ray.record.rundir import RECORD_FORMAT, RunDir, TakenOverError
 
 CONFIG = {"learning_rate": 0.001, "dropout": 0.25, "batch_size": 128, "num_epochs": 3, "seed": 5}
 
@@ -32,7 +32,7 @@ OTHER = """
 import sys, threading
 from pathlib import Path
 from mnist_ray.record.ownership import owned
-from mnist_ray.record.rundir import RunDir
+from mnist_ray.record.rundir import RECORD_FORMAT, RunDir
 
 run = RunDir(Path(sys.argv[1]))
 try:
@@ -214,4 +214,4 @@ def test_half_written_files_and_old_leases_go(tmp_path: Path) -> None:
     with own(RunDir(tmp_path)):
         assert not leftover.exists()
         assert len(list((tmp_path / "leases").glob("*.json"))) == 2
-    assert json.loads((tmp_path / "record" / "000001.json").read_text())["body"]["format"] == 1
+    assert json.loads((tmp_path / "record" / "000001.json").read_text())["body"]["format"] == RECORD_FORMAT
