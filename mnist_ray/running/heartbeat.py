@@ -116,7 +116,7 @@ def beating(inbox: Any, name: str) -> Iterator[None]:
 
 
 def innermost_frames(thread_id: int) -> str:
-    """Where a thread of this process is: "train_step (learning/training.py:172), called by ...", innermost first.
+    """Where a thread of this process is: "take (learning/training.py:182), called by ...", innermost first.
 
     Between that and the project's own functions lie many of torch's and of importing; private ones are left out.
     """
