@@ -277,6 +277,7 @@ def test_seconds_lost_end_with_something_new_on_record() -> None:
     events = [event(1, "epoch", 1), event(12, "epoch", 1), event(14, "epoch", 2)]  # epoch 1 is reported again
     story = Story("killed", kills=[kill_at(10), kill_at(13), kill_at(20)], ended=25)
     assert seconds_lost(story, events) == [3, 1, 5]
+    assert seconds_lost(Story("not hit", ended=25), events) == []
 
 
 def test_the_table_goes_between_its_marker_lines(tmp_path: Path, undisturbed: Undisturbed) -> None:

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import pairwise
 from typing import Any
 
 from mnist_ray.files import sha256
@@ -223,11 +224,8 @@ def _of_equal_config(expected: Mapping[str, Any], found: Mapping[str, Any]) -> I
 def seconds_lost(story: Story, events: Sequence[Mapping[str, Any]]) -> list[float]:
     """For each kill the seconds until the run got further than it had been, or until the next kill, or its end."""
     gains = progress_times(events)
-    ends = [kill.at for kill in story.kills[1:]] + [story.ended]
-    return [
-        min([end, *(gain for gain in gains if gain > kill.at)]) - kill.at
-        for kill, end in zip(story.kills, ends, strict=True)
-    ]
+    moments = [*(kill.at for kill in story.kills), story.ended]
+    return [min([end, *(gain for gain in gains if gain > at)]) - at for at, end in pairwise(moments)]
 
 
 def progress_times(events: Sequence[Mapping[str, Any]]) -> list[float]:
