@@ -122,33 +122,32 @@ def simulate(num_trials: int, folder: Path) -> None:
     run = RunDir(folder / spec.name)
     run.take({"host": "here", "pid": 0, "version": "0"})
     run.record_stage("started", spec=spec.model_dump(mode="json"))
-    marks = marks_of(spec, run)
-    tenths = {0, *(10**power for power in range(1, 9)), num_trials * 9 // 10, num_trials}
-    shown = [mark for mark in marks if mark.num_trials in tenths]
+    marks = marks_of(spec, run, {0, 10, 100, 1_000, 10_000, num_trials * 9 // 10, num_trials})
     print(f"{num_trials:,} trials with {marks[-1].num_epochs:,} epochs, CPU ms of the driver:", flush=True)
     print(f"{'trials':>16} {'a trial':>8} {' '.join(f'{part:>8}' for part in PARTS)} {'rest':>8} {'an epoch':>9}  peak")
-    for earlier, later in itertools.pairwise(shown):
+    for earlier, later in itertools.pairwise(marks):
         print(line(earlier, later))
     say_what_is_done_once(spec, run)
 
 
-def marks_of(spec: JobSpec, run: RunDir) -> list[Mark]:
-    """Do the search; a mark after each trial, and one before the first."""
+def marks_of(spec: JobSpec, run: RunDir, numbers: Collection[int]) -> list[Mark]:
+    """Do the search; a mark after so many trials each."""
     watch = Stopwatch()
     ledger: Any = tuning._Ledger(spec, run, Listener(), None, [], NobodyHangs())
     watch.follow("suggest", ledger._study, "suggest")
     watch.follow("tell", ledger._study, "tell")
     watch.follow("record", run, "record_asked", "record_epoch", "record_ended", "training", "remove_checkpoints")
     watch.follow("stop", ledger.scheduler, "on_trial_add", "on_trial_result", "on_trial_complete")
-    marks = [mark_of(watch)]
+    marks = []
     while True:
+        if watch.count["trials"] in numbers:
+            marks.append(mark_of(watch))
         with watch.running("all"):
             values = ledger.next_trial()
         if values is None:
             return marks
         do_trial(spec, ledger, MadeUpTrial(values), watch)
         watch.count["trials"] += 1
-        marks.append(mark_of(watch))
 
 
 def do_trial(spec: JobSpec, ledger: Any, trial: MadeUpTrial, watch: Stopwatch) -> None:

@@ -182,7 +182,8 @@ class RunDir:
         """A row that is on record already, because it was read from a checkpoint, is not recorded again."""
         training = self.training(training_id)
         assert training is not None, training_id
-        if dict(row) not in [_without_time(known) for known in training.history]:
+        same = (known for known in training.history if known["epoch"] == row["epoch"])
+        if dict(row) not in map(_without_time, same):
             self._publish("epoch", id=training_id, row=dict(row))
 
     def record_ended(self, training_id: str, status: Status, reason: str | None, **facts: Any) -> None:
@@ -298,7 +299,8 @@ class RunDir:
             case "epoch":
                 history = self._trainings[event["id"]].history
                 # A training that went on from an earlier epoch reports other rows from there on.
-                history[:] = [row for row in history if row["epoch"] < event["row"]["epoch"]]
+                while history and history[-1]["epoch"] >= event["row"]["epoch"]:
+                    history.pop()
                 history.append({**event["row"], "at": event["at"]})
             case "ended":
                 self._trainings[event["id"]].ended = {key: event[key] for key in _facts(event) if key != "id"}

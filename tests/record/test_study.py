@@ -12,6 +12,7 @@ import pytest
 from optuna.trial import TrialState
 
 from mnist_ray.config import Choices, Hyperparameters, JobSpec, Range, parse_spec
+from mnist_ray.record import study
 from mnist_ray.record.results import choose
 from mnist_ray.record.rundir import RunDir, Status, Training
 from mnist_ray.record.study import SearchStudy, distributions, seed_of_trial, write_study
@@ -142,6 +143,33 @@ def test_a_study_made_again_goes_on_to_the_same_end(tmp_path: Path) -> None:
         parts.study = parts.rebuilt()
     configs = [[training.config for training in each.run.trainings("search")] for each in (whole, parts)]
     assert configs[0] == configs[1]
+
+
+def by_optuna_alone(simulated: Simulated) -> dict[str, Any]:
+    """What Optuna's own TPE suggests next, in a study of its own with every trial on record."""
+    spec = simulated.spec
+    space = distributions(spec.search)
+    plain = optuna.create_study(direction=study.direction(spec.search))
+    trainings = simulated.run.trainings("search")
+    plain.add_trials([study._as_trial(training, spec.search, space) for training in trainings])
+    if not trainings and spec.recipe_is_in_space:
+        plain.enqueue_trial({key: getattr(spec.recipe, key) for key in space})
+    plain.sampler = optuna.samplers.TPESampler(
+        seed=seed_of_trial(spec.seed, len(trainings)),
+        multivariate=True,
+        constant_liar=True,
+        n_startup_trials=2 * len(space),
+    )
+    return plain.ask(space).params
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("objective", ["val_loss", "val_accuracy"])
+def test_suggestions_are_those_of_optunas_own_sampler(tmp_path: Path, space: str, objective: str) -> None:
+    simulated = Simulated(tmp_path, a_spec(space, objective=objective, num_trials=40))
+    for _ in simulated.steps():
+        assert by_optuna_alone(simulated) == simulated.ask()
 
 
 def suggestions(spec: JobSpec, folder: Path, seed: int = 0) -> list[dict[str, Any]]:
