@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from mnist_ray.config import Choices, Dimension, JobSpec, Search, is_whole
 from mnist_ray.files import replace_atomic
 from mnist_ray.record.rundir import Training
+from mnist_ray.record.shortlist import ShortlistStorage
 
 STATES = {
     "complete": TrialState.COMPLETE,
@@ -28,13 +29,15 @@ class SearchStudy:
 
     The study lives in memory and is made from the record at every start. Each suggestion depends on the seed, the
     trial's number and what is in the study, so a search that was interrupted suggests what it would have.
+    After a thousand trials TPE is shown a part of them (see shortlist.py).
     """
 
     def __init__(self, spec: JobSpec, trainings: Sequence[Training]) -> None:
         """trainings: the search's on record, in the order of their numbers."""
         self._spec = spec
         self._space = distributions(spec.search)
-        self._study = _new_study(spec.search)
+        is_maximized = direction(spec.search) == "maximize"
+        self._study = _new_study(spec.search, storage=ShortlistStorage(is_maximized))
         self.num_asked = len(trainings)  # counted here, because the study copies every trial that it lists
         self._running: dict[int, optuna.Trial] = {}
         self._known_epochs: dict[int, set[int]] = {}  # of running trials that were on record at the start

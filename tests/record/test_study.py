@@ -5,14 +5,15 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 import pytest
-from optuna.trial import TrialState
+from optuna.samplers._tpe.sampler import _split_trials, default_gamma
+from optuna.trial import FrozenTrial, TrialState
 
 from mnist_ray.config import Choices, Hyperparameters, JobSpec, Range, parse_spec
-from mnist_ray.record import study
+from mnist_ray.record import shortlist, study
 from mnist_ray.record.results import choose
 from mnist_ray.record.rundir import RunDir, Status, Training
 from mnist_ray.record.study import SearchStudy, distributions, seed_of_trial, write_study
@@ -170,6 +171,59 @@ def test_suggestions_are_those_of_optunas_own_sampler(tmp_path: Path, space: str
     simulated = Simulated(tmp_path, a_spec(space, objective=objective, num_trials=40))
     for _ in simulated.steps():
         assert by_optuna_alone(simulated) == simulated.ask()
+
+
+@pytest.mark.parametrize("objective", ["val_loss", "val_accuracy"])
+def test_beyond_the_shortlist_a_study_made_again_suggests_what_the_undisturbed_one_does(
+    tmp_path: Path, objective: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shortlist, "NUM_LATEST", 10)
+    monkeypatch.setattr(shortlist, "NUM_BEST", 3)
+    simulated = Simulated(tmp_path, a_spec(objective=objective, num_trials=45))
+    differing = 0
+    for _ in simulated.steps():
+        again = simulated.rebuilt().suggest()
+        differing += again != by_optuna_alone(simulated)
+        assert again == simulated.ask()
+    assert differing > 10, "trials were left out"
+
+
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+@pytest.mark.parametrize("part_complete", [0.0, 0.02, 0.5], ids=["none complete", "few complete", "half complete"])
+def test_the_shortlist_holds_the_trials_that_tpe_takes_for_good(
+    direction: Literal["minimize", "maximize"], part_complete: float
+) -> None:
+    """And all that run, and the latest; the private functions say what TPE of this Optuna takes."""
+    chance = random.Random(5)
+    trials = [an_ended_trial(chance, part_complete) for _ in range(1300)]
+    trials[7] = optuna.trial.create_trial(state=TrialState.RUNNING)
+    whole, short = (
+        optuna.create_study(direction=direction, storage=storage)
+        for storage in (None, shortlist.ShortlistStorage(direction == "maximize"))
+    )
+    for each in (whole, short):
+        each.add_trials(trials)
+    scored = [TrialState.COMPLETE, TrialState.PRUNED]
+    assert default_gamma(len(whole.get_trials(states=scored))) == shortlist.NUM_BEST
+    good = [
+        [trial.number for trial in _split_trials(each, each.get_trials(states=scored), shortlist.NUM_BEST)[0]]
+        for each in (whole, short)
+    ]
+    assert good[0] == good[1]
+    latest = [trial.number for trial in whole.get_trials(states=scored)][-shortlist.NUM_LATEST :]
+    listed = [trial.number for trial in short.trials]
+    assert listed == sorted({*latest, *good[0], 7})
+
+
+def an_ended_trial(chance: random.Random, part_complete: float) -> FrozenTrial:
+    """With few values, so that many are as good as another."""
+    fate, value = chance.random(), float(chance.randrange(30))
+    if fate < part_complete:
+        return optuna.trial.create_trial(state=TrialState.COMPLETE, value=value, intermediate_values={3: value})
+    if fate > 0.95:
+        return optuna.trial.create_trial(state=TrialState.FAIL)
+    curve = dict.fromkeys(range(1, chance.randrange(1, 4)), math.nan if fate > 0.93 else value)
+    return optuna.trial.create_trial(state=TrialState.PRUNED, intermediate_values=curve)
 
 
 def suggestions(spec: JobSpec, folder: Path, seed: int = 0) -> list[dict[str, Any]]:
