@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 
 DataSetName = Literal["mnist", "fashion_mnist", "kmnist", "qmnist", "digits"]
 Objective = Literal["val_loss", "val_accuracy"]
+Precision = Literal["float32", "bfloat16"]
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -41,10 +42,11 @@ class Hyperparameters(_Part):
 
 
 class TrainingConfig(Hyperparameters):
-    """One training: its hyperparameters, its budget and its seed."""
+    """One training: its hyperparameters, its budget, its seed and its precision."""
 
     num_epochs: int = Field(ge=1)
     seed: int = Field(0, ge=0)
+    precision: Precision = "float32"
 
 
 class Range(_Part):
@@ -160,6 +162,7 @@ class JobSpec(_Part):
 
     name: str = "run"
     seed: int = Field(0, ge=0, lt=2**31)  # of the split, the suggestions and the trials
+    precision: Precision = "float32"  # of what lies between the layers in training; weights are always float32
     data: Data
     recipe: Hyperparameters = Hyperparameters()
     search: Search = Search()
@@ -193,7 +196,7 @@ class JobSpec(_Part):
                 )
 
     def training(self, values: Hyperparameters, num_epochs: int, seed: int) -> TrainingConfig:
-        return TrainingConfig(**values.model_dump(), num_epochs=num_epochs, seed=seed)
+        return TrainingConfig(**values.model_dump(), num_epochs=num_epochs, seed=seed, precision=self.precision)
 
     @property
     def recipe_is_in_space(self) -> bool:

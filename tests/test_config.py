@@ -169,6 +169,7 @@ WRONG: dict[str, tuple[dict[Any, Any], list[str]]] = {
     # what is wrong: the spec beside the data, and what the message must hold: key and value, then rule and remedy
     "data missing": ({"data": None}, ["data: None", "for example data.name=digits"]),
     "unknown data set": ({"data": {"name": "cifar"}}, ["data.name: 'cifar'", "'mnist'", "change it"]),
+    "unknown precision": ({"precision": "half"}, ["precision: 'half'", "'bfloat16'", "precision=float32"]),
     "unknown key": ({"serach": {}}, ["serach", "remove it", "did you mean search?"]),
     "unknown key below": ({"retrain": {"num_epoch": 3}}, ["retrain.num_epoch ", "did you mean retrain.num_epochs?"]),
     "key that is a number": ({1: 2}, ["1: 1 must be text"]),
@@ -359,6 +360,7 @@ def test_a_space_that_leaves_out_the_recipe_is_allowed_and_known() -> None:
 OTHER_VALUES: dict[str, Any] = {
     "name": "other",
     "seed": 1,
+    "precision": "bfloat16",
     "data.name": "mnist",
     "data.num_validation": 4999,
     "data.dir": "/elsewhere",

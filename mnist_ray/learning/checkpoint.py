@@ -113,7 +113,8 @@ class Checkpoints:
         tensors = (folder / TENSORS_NAME).read_bytes()
         if sha256(tensors) != manifest["tensors_sha256"]:
             raise CorruptFileError(f"{TENSORS_NAME} does not match its SHA-256 {manifest['tensors_sha256'][:12]}")
-        if manifest["config"] != self._config.model_dump():
+        # checkpoints from before there was a choice do not name it
+        if {"precision": "float32", **manifest["config"]} != self._config.model_dump():
             raise CorruptFileError(f"it belongs to another training: {manifest['config']}")
         return SavedState(manifest["completed_epochs"], manifest["history"], tensors)
 

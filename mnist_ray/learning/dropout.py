@@ -23,14 +23,17 @@ class Dropout(nn.Module):
             return values
         if values.device.type != "cpu":
             return nn.functional.dropout(values, self.rate)
-        return values * _mask(values, self.rate)
+        scale = 1.0 / (1.0 - self.rate)
+        if values.dtype == torch.bfloat16:  # a mask of 4/3 would be rounded to 1.336: all values would grow
+            return (values * scale) * _mask(values, self.rate, 1.0)
+        return values * _mask(values, self.rate, scale)
 
     def extra_repr(self) -> str:
         return f"rate={self.rate}"
 
 
-def _mask(values: Tensor, rate: float) -> Tensor:
-    """0 where an element goes and 1 / (1 - rate) where it stays, in the dtype and the memory layout of `values`.
+def _mask(values: Tensor, rate: float, scale: float) -> Tensor:
+    """0 where an element goes and `scale` where it stays, in the dtype and the memory layout of `values`.
 
     Of the 2**16 numbers that an element may draw, rate * 2**16 mean that it goes. What is left of that product behind
     the point is the probability that it is one number more in this mask, so each element goes with the rate exactly.
@@ -43,4 +46,4 @@ def _mask(values: Tensor, rate: float) -> Tensor:
     drawn = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)[:count]
     # in memory order, and comparing in place: a comparison that makes bools costs four times as much
     torch.as_strided(mask, (count,), (1,)).copy_(drawn.ge_(num_going - 2**15))
-    return mask.mul_(1.0 / (1.0 - rate))
+    return mask if scale == 1.0 else mask.mul_(scale)

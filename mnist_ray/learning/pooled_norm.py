@@ -48,13 +48,15 @@ class _NormalisedPool(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """-> outputs (B, C, H // 2, W // 2), mean (C,), biased variance (C,), count of pixels per channel ()."""
         pixels = _pixels(images)
-        local_count = images.new_tensor(float(len(pixels)))
-        local_mean = pixels.sum(dim=0) / local_count.clamp(min=1.0)
+        local_count = weight.new_tensor(float(len(pixels)))
+        local_mean = pixels.sum(dim=0, dtype=weight.dtype) / local_count.clamp(min=1.0)
         mean, variance, count = _merged_moments(local_mean, _squares_about(images, local_mean), local_count)
         inverse_std = torch.rsqrt(variance + eps)
         pooled, places = functional.max_pool2d_with_indices(images, POOL)
-        centred = _pixels(pooled).sub_(mean) if len(pixels) else _pixels(pooled)
-        outputs = torch.addcmul(bias, centred, weight * inverse_std)
+        centred = _pixels(pooled).to(mean.dtype)
+        if len(pixels):
+            centred.sub_(mean)
+        outputs = torch.addcmul(bias, centred, weight * inverse_std).to(images.dtype)
         ctx.save_for_backward(images, places, centred, mean, inverse_std, weight, count)
         ctx.mark_non_differentiable(mean, variance, count)
         return _images(outputs, pooled.shape), mean, variance, count
@@ -62,11 +64,11 @@ class _NormalisedPool(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         images, places, centred, mean, inverse_std, weight, count = ctx.saved_tensors
-        upstream = _pixels(gradients[0])
+        upstream = _pixels(gradients[0]).to(mean.dtype)
         total, total_times_centred = upstream.sum(dim=0), (upstream * centred).sum(dim=0)
         mean_gradient, mean_times_centred = summed_over_ranks(torch.stack([total, total_times_centred])) / count
         scale = weight * inverse_std
-        scaled = _images(upstream * scale, gradients[0].shape)
+        scaled = _images((upstream * scale).to(images.dtype), gradients[0].shape)
         inputs = torch.ops.aten.max_pool2d_with_indices_backward(
             scaled, images, POOL, POOL, [0, 0], [1, 1], False, places
         )
@@ -79,10 +81,10 @@ def _squares_about(images: Tensor, mean: Tensor) -> Tensor:
     """images: (B, C, H, W), mean: (C,) -> (C,): the sum of squares about it over all pixels."""
     lines, width = _lines(images), images.shape[3]
     means = _per_line(mean, width)
-    sums = lines.new_zeros(1, lines.shape[1])
+    sums = mean.new_zeros(1, lines.shape[1])
     for piece in lines.split(_lines_per_piece(lines)):
         centred = piece - means
-        sums.addmm_(lines.new_ones(1, len(piece)), centred.mul_(centred))
+        sums.addmm_(mean.new_ones(1, len(piece)), centred.mul_(centred))
     return sums.view(width, -1).sum(dim=0)
 
 
@@ -93,7 +95,10 @@ def _add_line(sums: Tensor, images: Tensor, slope: Tensor, intercept: Tensor) ->
     slopes, intercepts = _per_line(slope, width), _per_line(intercept, width)
     size = _lines_per_piece(lines)
     for piece, values in zip(_lines(sums).split(size), lines.split(size), strict=True):
-        piece.addcmul_(values, slopes).add_(intercepts)
+        if piece.dtype == slopes.dtype:
+            piece.addcmul_(values, slopes).add_(intercepts)
+        else:  # bfloat16: rounded once, at the end
+            piece.copy_(torch.addcmul(intercepts, values.to(slopes.dtype), slopes).add_(piece))
 
 
 def _per_line(values: Tensor, width: int) -> Tensor:
