@@ -86,6 +86,7 @@ def spec_of(folder: Path, name: str, num_trials: int, **search: Any) -> JobSpec:
             "storage": str(folder),
             "data": {"name": "digits", "num_validation": 180},
             "search": {"num_trials": num_trials, "num_epochs": NUM_EPOCHS, **search},
+            "confirm": None,
         }
     )
 
@@ -94,7 +95,8 @@ def measure_simulated(folder: Path, num_trials: int) -> None:
     spec = spec_of(folder, f"simulated-{num_trials}", num_trials)
     run = RunDir(folder / spec.name)
     run.take({})
-    ledger: Any = tuning._Ledger(spec, run, Listener(), None, [], NobodyHangs())
+    suggested, stopping = tuning._Suggested(spec, []), tuning.RecordedASHA(spec.search)
+    ledger: Any = tuning._Ledger(spec, run, Listener(), None, suggested, stopping, NobodyHangs())
     asking, recording, num_epochs = [], [], 0
     while True:
         began = time.process_time()

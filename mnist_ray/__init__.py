@@ -21,6 +21,7 @@ _HOMES = {
     "run_job": "mnist_ray.running.job",
     "search_job": "mnist_ray.running.job",
     "train_job": "mnist_ray.running.job",
+    "write_report": "mnist_ray.reviewing.report",
 }
 
 __all__ = sorted(_HOMES)

@@ -16,12 +16,13 @@ Search hyperparameters, retrain the best, test it once: one command, on one mach
 
 EXIT_CODES = """\
 exit codes: 0 done; 2 something in the command or the spec; 3 data missing or wrong; 4 training failed;
-5 interrupted, the same command goes on; 6 a file could not be written; 7 another process works on the run
+5 interrupted, the same command goes on; 6 a file could not be written; 7 another process works on the run;
+8 a compared run is worse, or a replayed trial came to other numbers
 """
 
 DEFAULT_STORAGE = "results"
 
-EXIT_SPEC, EXIT_DATA, EXIT_TRAINING, EXIT_INTERRUPTED, EXIT_DISK, EXIT_OWNED = 2, 3, 4, 5, 6, 7
+EXIT_SPEC, EXIT_DATA, EXIT_TRAINING, EXIT_INTERRUPTED, EXIT_DISK, EXIT_OWNED, EXIT_WORSE = range(2, 9)
 
 
 def main(arguments: Sequence[str] | None = None, storage_root: Path | None = None) -> int:
@@ -130,9 +131,22 @@ def _add_reading_commands(commands: Any) -> None:
     predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     predict.add_argument("--run", help="the run whose model is used (default: the latest finished one)")
     _add_storage(predict)
-    results = _add(commands, "results", _results, "list the runs, or compare some of them")
-    results.add_argument("runs", nargs="*", metavar="RUN")
+    results = _add(commands, "results", _results, "list the runs")
     _add_storage(results)
+    report = _add(commands, "report", _report, "make a run's tables and its report.html again, from its folder alone")
+    report.add_argument("run", help="a run's name, or its folder; an unfinished one will do")
+    _add_storage(report)
+    compare = _add(
+        commands, "compare", _compare, "runs against the first of them: what differs, and is it more than noise"
+    )
+    compare.add_argument("runs", nargs="+", metavar="RUN")
+    compare.add_argument("--fail-if-worse", action="store_true", help="exit code 8 if one is worse by more than noise")
+    _add_storage(compare)
+    replay = _add(commands, "replay", _replay, "train a trial again from the record and compare every number")
+    replay.add_argument("run", help="a run's name, or its folder")
+    replay.add_argument("--trial", type=int, required=True, help="its number")
+    replay.add_argument("--data-dir", help="where the data sets lie")
+    _add_storage(replay)
 
 
 def _add(commands: Any, name: str, command: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
@@ -190,7 +204,7 @@ def _do_job(arguments: argparse.Namespace, job: Callable[..., "RunDir"]) -> int:
     site = Site(arguments.address, arguments.ray_dir, arguments.verbose)
     with Display(spec.search.objective) as display:
         run = job(spec, site, display)
-    print(summary(run))
+    _report_on(run)
     return 0
 
 
@@ -217,11 +231,12 @@ def _quoted(text: str) -> str:
     return json.dumps(text)
 
 
-def summary(run: "RunDir") -> str:
-    """The few rows that matter, the outcome against the recipe, and where everything lies."""
-    from mnist_ray.record.results import read_results, summary_lines
+def _report_on(run: "RunDir") -> None:
+    """Write the report; print the few rows that matter, the verdict, and where everything lies."""
+    from mnist_ray.reviewing.report import write_report
 
-    return "\n".join([*summary_lines(read_results(run.results_parquet)), f"everything lies in {run.path}"])
+    review = write_report(run)
+    print("\n".join([*review.summary(), f"report: {run.report}", f"everything lies in {run.path}"]))
 
 
 # --- reading -----------------------------------------------------------------------------------------------------
@@ -255,15 +270,48 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 
 def _results(arguments: argparse.Namespace) -> int:
-    from mnist_ray.record.results import compared_runs, listed_runs
-    from mnist_ray.record.rundir import find_run, runs_in
+    from mnist_ray.record.results import listed_runs
+    from mnist_ray.record.rundir import runs_in
 
     storage = _storage_of(arguments)
-    if arguments.runs:
-        print(compared_runs([find_run(name, storage) for name in arguments.runs]))
-    else:
-        print(listed_runs(runs_in(storage)) or f"no runs in {storage.absolute()}")
+    print(listed_runs(runs_in(storage)) or f"no runs in {storage.absolute()}")
     return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from mnist_ray.record.rundir import find_run
+    from mnist_ray.record.views import views_are_current, write_views
+
+    run = find_run(arguments.run, _storage_of(arguments))
+    if not views_are_current(run):
+        write_views(run)
+    _report_on(run)
+    return 0
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from mnist_ray.config import SpecError
+    from mnist_ray.record.rundir import find_run
+    from mnist_ray.reviewing.comparison import compare, comparison_text
+
+    if len(arguments.runs) < 2:
+        raise SpecError(f"compare {arguments.runs[0]}: one run is nothing to compare: name two or more")
+    storage = _storage_of(arguments)
+    runs = [find_run(name, storage) for name in arguments.runs]
+    comparisons = compare(runs)
+    print(comparison_text(runs, comparisons))
+    return EXIT_WORSE if arguments.fail_if_worse and any(each.is_worse for each in comparisons) else 0
+
+
+def _replay(arguments: argparse.Namespace) -> int:
+    from mnist_ray.record.rundir import find_run
+    from mnist_ray.running.replay import replay_trial
+
+    run = find_run(arguments.run, _storage_of(arguments))
+    data_dir = arguments.data_dir and Path(arguments.data_dir)
+    replay = replay_trial(run, arguments.trial, data_dir, lambda row: print(row, file=sys.stderr))
+    print(replay)
+    return 0 if replay.is_good else EXIT_WORSE
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 DataSetName = Literal["mnist", "fashion_mnist", "kmnist", "qmnist", "digits"]
+SecondTest = Literal["qmnist50k"]  # QMNIST's 50,000 test images that MNIST does not have
 Objective = Literal["val_loss", "val_accuracy"]
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -140,6 +141,13 @@ class Search(_Part):
         return self
 
 
+class Confirm(_Part):
+    """The best of the search, run again on fresh seeds: the best of many trials looks better than it is."""
+
+    top_k: int = Field(3, ge=1)  # so many configurations
+    seeds: int = Field(2, ge=1)  # on so many seeds each, the same ones for all
+
+
 class Retrain(_Part):
     num_epochs: int = Field(45, ge=1)
     seeds: Seeds = (0,)
@@ -155,6 +163,12 @@ class Retrain(_Part):
         return self
 
 
+class Test(_Part):
+    """The test split of the data set is read once, after the choice, and so are these beside it."""
+
+    also: Annotated[tuple[SecondTest, ...], Field(max_length=1, strict=False)] = ()
+
+
 class JobSpec(_Part):
     """Everything that one command does. Defaults make `data.name` the only key that must be given."""
 
@@ -163,7 +177,9 @@ class JobSpec(_Part):
     data: Data
     recipe: Hyperparameters = Hyperparameters()
     search: Search = Search()
+    confirm: Confirm | None = Confirm()
     retrain: Retrain = Retrain()
+    test: Test = Test()
     max_hours: float | None = Field(None, gt=0)  # of searching, over all sessions of the run
     max_failures: int = Field(2, ge=0)  # how often a trial or the retraining is started again after it died
     storage: str = "results"  # the folder that holds the runs
@@ -178,6 +194,11 @@ class JobSpec(_Part):
         for key, dimension in self.search.space.items():
             _check_dimension(key, dimension)
         self._check_batches_fill_workers()
+        if self.test.also and self.data.name not in ("mnist", "qmnist"):
+            raise ValueError(
+                f"test.also {list(self.test.also)} holds handwritten digits of MNIST's form, and data.name is "
+                f"{self.data.name}: use data.name mnist or qmnist, or leave test.also out"
+            )
         return self
 
     def _check_batches_fill_workers(self) -> None:
@@ -406,7 +427,12 @@ def dump_spec(spec: JobSpec) -> str:
 
 def spec_keys() -> dict[str, Any]:
     """Every key of a spec with the value that it has by default."""
-    return dict(_flatten(JobSpec(data=Data(name="digits")).model_dump(mode="json")))
+    return flat_spec(JobSpec(data=Data(name="digits")))
+
+
+def flat_spec(spec: JobSpec) -> dict[str, Any]:
+    """Every key as `--set` writes it, with its value."""
+    return dict(_flatten(spec.model_dump(mode="json")))
 
 
 def _flatten(part: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -422,7 +448,7 @@ def refused_changes(recorded: JobSpec, asked: JobSpec) -> list[str]:
 
     More trials are no contradiction (they extend the search); fewer are.
     """
-    old, new = (dict(_flatten(spec.model_dump(mode="json"))) for spec in (recorded, asked))
+    old, new = flat_spec(recorded), flat_spec(asked)
     if asked.search.num_trials >= recorded.search.num_trials:
         new.pop("search.num_trials"), old.pop("search.num_trials")
     keys = [key for key in old | new if key not in OPERATIONAL_KEYS and old.get(key) != new.get(key)]

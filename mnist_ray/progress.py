@@ -67,7 +67,7 @@ class Display(Listener):
         )
 
     def trial_ended(self, training: Training) -> None:
-        if training.status == "complete":
+        if training.status == "complete" and training.stage == "search":
             self._keep_best(training)
         score = f" {self._objective} {training.history[-1][self._objective]:.4f}" if training.history else ""
         reason = (training.ended or {}).get("reason")
@@ -75,7 +75,7 @@ class Display(Listener):
         self._what(
             f"{training.id} {training.status} after {training.epochs_done} epochs{score}"
             + (f" ({reason})" if reason else "")
-            + self._best_so_far(),
+            + (self._best_so_far() if training.stage == "search" else ""),
             now=True,
         )
 

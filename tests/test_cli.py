@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.reviewing.made_up import made_up_spec, make_up
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 QUICKSTART = "jobs/quickstart.yaml"
 
@@ -126,3 +128,46 @@ def test_results_of_an_empty_storage(tmp_path: Path) -> None:
     done = mnist_ray("results", "--storage", tmp_path)
     assert done.returncode == 0
     assert "no runs in" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    storage = tmp_path_factory.mktemp("runs")
+    for name, accuracy in (("good", 0.985), ("poor", 0.95)):
+        make_up(made_up_spec(storage, name=name), tuned_accuracy=accuracy)
+    return storage
+
+
+def test_report_says_the_verdict_last_but_for_where_everything_lies(runs: Path) -> None:
+    done = mnist_ray("report", "good", "--storage", runs)
+    assert done.returncode == 0, done.stderr
+    *_, verdict, report, place = done.stdout.splitlines()
+    assert verdict.startswith("verdict: The tuned configuration is better than the recipe")
+    assert report == f"report: {runs / 'good' / 'report.html'}"
+    assert place == f"everything lies in {runs / 'good'}"
+    assert (runs / "good" / "results.csv").is_file()
+
+
+def test_compare_exits_with_a_code_of_its_own_where_one_is_worse_and_that_is_asked(runs: Path) -> None:
+    assert mnist_ray("compare", "good", "poor", "--storage", runs).returncode == 0
+    done = mnist_ray("compare", "good", "poor", "--fail-if-worse", "--storage", runs)
+    assert done.returncode == 8, done.stderr
+    assert "poor against good:" in done.stdout and "outcome: worse" in done.stdout
+    assert mnist_ray("compare", "poor", "good", "--fail-if-worse", "--storage", runs).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["compare", "good"], ["compare good", "two or more"]),
+        (["compare", "good", "absent"], ["no run 'absent'", "good"]),
+        (["report", "absent"], ["no run 'absent'"]),
+        (["replay", "good", "--trial", "77"], ["--trial 77", "no such trial", "0 to 29"]),
+        (["replay", "good", "--trial", "0"], ["data", "not those of"]),
+    ],
+)
+def test_mistakes_with_runs_get_one_clear_message(runs: Path, arguments: list[str], said: list[str]) -> None:
+    done = mnist_ray(*arguments, "--storage", runs)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert all(part in done.stderr for part in said), done.stderr

@@ -357,6 +357,9 @@ def test_a_space_that_leaves_out_the_recipe_is_allowed_and_known() -> None:
 # --- going on with a run
 
 OTHER_VALUES: dict[str, Any] = {
+    "confirm.top_k": 4,
+    "confirm.seeds": 3,
+    "test.also": ["qmnist50k"],
     "name": "other",
     "seed": 1,
     "data.name": "mnist",
@@ -396,6 +399,8 @@ def with_value(key: str, value: Any) -> JobSpec:
     content = a_spec().model_dump(mode="json")
     if key == "search.space.dropout.log":  # a logarithm needs a low above 0
         content["search"]["space"]["dropout"]["low"] = 0.1
+    if key == "test.also":
+        content["data"]["name"] = "mnist"  # digits have no second test
     *parents, last = key.split(".")
     part = content
     for name in parents:

@@ -11,6 +11,7 @@ from tabulate import tabulate
 
 from mnist_ray import __version__
 from mnist_ray.files import write_atomic
+from mnist_ray.running.provenance import hardware
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,9 @@ class Machine:
         import torch
         from joblib import cpu_count
 
-        gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-        return cls(_processor(), cpu_count(), gpus, platform.python_version(), torch.__version__, __version__)
+        found = hardware()
+        python, of_torch = platform.python_version(), torch.__version__
+        return cls(found["processor"], cpu_count(), found["gpus"], python, of_torch, __version__)
 
     def __str__(self) -> str:
         gpus = ", ".join(self.gpus) or "no GPU"
@@ -53,17 +55,6 @@ class Machine:
             f"{self.num_cpus} CPUs ({self.processor}), {gpus}, Python {self.python}, torch {self.torch}, "
             f"mnist_ray {self.mnist_ray}"
         )
-
-
-def _processor() -> str:
-    """Its model and, since clouds hide that, its family and model number."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    facts = dict(line.replace("\t", "").split(": ", 1) for line in lines if ": " in line)
-    name = facts.get("model name", platform.machine())
-    return f"{name}, family {facts.get('cpu family', '?')}, model {facts.get('model', '?')}"
 
 
 def markdown(sections: Sequence[Section], machine: Machine, command: str, at: str) -> str:

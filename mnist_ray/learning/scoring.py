@@ -19,12 +19,12 @@ def logits_of(model: MnistCNN, examples: LabelledImages) -> npt.NDArray[np.float
     return logits.numpy()
 
 
-def score_of(logits: npt.NDArray[np.float32], examples: LabelledImages) -> dict[str, Any]:
-    """logits: (N, 10) -> test_loss, test_accuracy, test_correct, test_examples."""
+def score_of(logits: npt.NDArray[np.float32], examples: LabelledImages, name: str = "test") -> dict[str, Any]:
+    """logits: (N, 10) -> test_loss, test_accuracy, test_correct, test_examples; `name` in place of "test"."""
     values, labels = torch.from_numpy(logits), torch.from_numpy(examples.labels)
     score = Score(
         loss=float(summed_loss(values.double(), labels)) / len(labels),
         num_correct=int((values.argmax(dim=1) == labels).sum()),
         num_examples=len(labels),
     )
-    return score_columns("test", score)
+    return score_columns(name, score)

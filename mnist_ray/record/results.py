@@ -1,22 +1,20 @@
-"""The results table: its columns, writing and reading it, and the choice of the best trial."""
+"""The results table: its columns, writing and reading it."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from mnist_ray.config import JobSpec, Search
+from mnist_ray.config import JobSpec
 from mnist_ray.record.rundir import RunDir, Training
-from mnist_ray.record.study import direction
 
 # One row per training. pandas' nullable types, so that a missing number stays missing and a count stays whole.
 COLUMNS = {
     "id": "string",
-    "stage": "string",  # search, retrain
-    "role": "string",  # trial, choice, baseline; superseded where a longer search chose another
+    "stage": "string",  # search, confirm, retrain
+    "role": "string",  # trial, confirmation, choice, baseline; superseded where a longer search chose another
     "status": "string",  # complete, pruned, stopped, failed; running where it has not ended
     "reason": "string",
     "learning_rate": "Float64",
@@ -37,6 +35,10 @@ COLUMNS = {
     "test_accuracy": "Float64",
     "test_correct": "Int64",
     "test_examples": "Int64",
+    "qmnist50k_loss": "Float64",  # a second test, where test.also asks for it
+    "qmnist50k_accuracy": "Float64",
+    "qmnist50k_correct": "Int64",
+    "qmnist50k_examples": "Int64",
     "elapsed_s": "Float64",  # of its epochs, start-up aside
     "workers": "Int64",
     "threads": "Int64",  # of each worker
@@ -57,35 +59,6 @@ HISTORY_COLUMNS = {
 ROLE_OF_CHOICE_AND_RECIPE = "choice = baseline"  # the search found nothing better than the recipe
 
 
-@dataclass(frozen=True)
-class Choice:
-    """The trial that validation prefers, and what it was preferred for."""
-
-    training: Training
-    score: float  # the objective at its last epoch
-    is_complete: bool  # False where the time budget ended the search before any trial reached the full budget
-
-
-def choose(search: Search, trials: Sequence[Training]) -> Choice | None:
-    """The best by the objective at the last epoch, of the trials that reached the full budget.
-
-    Where the time budget left none, of those that got furthest. Ties go to the earlier trial. None if no trial
-    has an epoch that counts.
-    """
-    complete = [trial for trial in trials if trial.status == "complete"]
-    candidates = complete or _furthest([trial for trial in trials if trial.status in ("pruned", "stopped")])
-    if not candidates:
-        return None
-    pick = max if direction(search) == "maximize" else min
-    best = pick(candidates, key=lambda trial: float(trial.history[-1][search.objective]))
-    return Choice(best, best.history[-1][search.objective], bool(complete))
-
-
-def _furthest(trials: Sequence[Training]) -> list[Training]:
-    most = max((trial.epochs_done for trial in trials), default=0)
-    return [trial for trial in trials if trial.epochs_done == most > 0]
-
-
 def results_table(run: RunDir) -> pd.DataFrame:
     """One row per training on record, typed as COLUMNS says."""
     tested = (run.stage("tested") or {}).get("scores", {})
@@ -93,11 +66,12 @@ def results_table(run: RunDir) -> pd.DataFrame:
     place = {training_id: number for number, training_id in enumerate(roles)}  # the choice before the baseline
     retrained = sorted(run.trainings("retrain"), key=lambda training: place.get(training.id, len(place)))
     rows = [_row(training, "trial", tested) for training in run.trainings("search")]
+    rows += [_row(training, "confirmation", tested) for training in run.trainings("confirm")]
     rows += [_row(training, roles.get(training.id, "superseded"), tested) for training in retrained]
     return _typed(pd.DataFrame(rows, columns=list(COLUMNS)))
 
 
-STAGES = ("search", "retrain")
+STAGES = ("search", "confirm", "retrain")
 
 
 def _row(training: Training, role: str, tested: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -133,12 +107,31 @@ def history_table(run: RunDir) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(HISTORY_COLUMNS)).astype(HISTORY_COLUMNS)
 
 
+FORMULA_BEGINNINGS = ("=", "+", "-", "@", "\t", "\r")
+
+
+def results_csv(table: pd.DataFrame) -> str:
+    """As CSV. A text that a spreadsheet would run as a formula gets an apostrophe before it (OWASP, "CSV Injection"),
+    and so does one that begins with an apostrophe, so that reading takes away what writing put there.
+    """
+    guarded = table.copy()
+    for name, kind in COLUMNS.items():
+        if kind == "string":
+            risky = table[name].str.startswith((*FORMULA_BEGINNINGS, "'"), na=False)
+            guarded[name] = table[name].where(~risky, "'" + table[name])
+    return guarded.to_csv(index=False)
+
+
 def read_results(path: Path) -> pd.DataFrame:
     """Read results.csv or results.parquet with the types of COLUMNS."""
     if path.suffix == ".parquet":
         return _typed(pd.read_parquet(path))
     # Only an empty cell is missing: pandas would also take the reason "None" for nothing.
-    return _typed(pd.read_csv(path, dtype=COLUMNS, keep_default_na=False, na_values=[""]))
+    table = pd.read_csv(path, dtype=COLUMNS, keep_default_na=False, na_values=[""])
+    for name, kind in COLUMNS.items():
+        if kind == "string":
+            table[name] = table[name].str.removeprefix("'")
+    return _typed(table)
 
 
 def best_spec(spec: JobSpec, hyperparameters: dict[str, Any]) -> JobSpec:
@@ -175,39 +168,8 @@ def _scores(tested: dict[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
-def results_markdown(table: pd.DataFrame, spec: JobSpec) -> str:
-    """The table for people: the rows that were tested first, then the trials, best first."""
-    retrained = table[table["stage"] == "retrain"]
-    trials = table[table["stage"] == "search"]
-    ascending = direction(spec.search) == "minimize"
-    complete_first = trials["status"].map({"complete": 0}).fillna(1)
-    trials = trials.assign(_rank=complete_first).sort_values(
-        ["_rank", spec.search.objective], ascending=[True, ascending]
-    )
-    parts = [f"# Results of {spec.name}", ""]
-    if len(retrained):
-        parts += ["## Retrained models", "", _markdown(retrained, RETRAINED_COLUMNS), ""]
-    if len(trials):
-        parts += ["## Trials, best first", "", _markdown(trials, TRIAL_COLUMNS), ""]
-    return "\n".join(parts)
-
-
-HYPERPARAMETER_COLUMNS = ["learning_rate", "dropout", "batch_size"]
-RETRAINED_COLUMNS = [
-    "role", "status", *HYPERPARAMETER_COLUMNS, "seed", "epochs_done", "test_accuracy", "test_correct", "test_loss",
-    "train_loss", "elapsed_s", "workers",
-]  # fmt: skip
-TRIAL_COLUMNS = [
-    "id", "status", *HYPERPARAMETER_COLUMNS, "epochs_done", "val_loss", "val_accuracy", "elapsed_s", "reason",
-]  # fmt: skip
-
-
-def _markdown(table: pd.DataFrame, columns: Sequence[str]) -> str:
-    formatted = pd.DataFrame({name: [_cell(name, value) for value in table[name]] for name in columns})
-    return str(formatted.to_markdown(index=False, disable_numparse=True))
-
-
-def _cell(name: str, value: Any) -> str:
+def cell(name: str, value: Any) -> str:
+    """A value of that column for people, safe in a Markdown table."""
     if pd.isna(value):
         return ""
     if name.endswith("_accuracy"):
@@ -216,7 +178,7 @@ def _cell(name: str, value: Any) -> str:
         return f"{value:.1f}"
     if isinstance(value, float):
         return f"{value:.4g}"
-    return " ".join(str(value).split()).replace("\\", "\\\\").replace("|", "\\|")
+    return " ".join(str(value).split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "\\<")
 
 
 def read_outcome(run: RunDir) -> dict[str, Any]:
@@ -225,52 +187,14 @@ def read_outcome(run: RunDir) -> dict[str, Any]:
     return outcome
 
 
-def summary_lines(table: pd.DataFrame) -> list[str]:
-    """The trials' counts, the retrained models and what the choice is worth against the recipe."""
-    trials = table[table["stage"] == "search"]
-    counts = trials["status"].value_counts()
-    lines = [f"{len(trials)} trials: " + ", ".join(f"{count} {status}" for status, count in counts.items())]
-    retrained = table[(table["stage"] == "retrain") & (table["role"] != "superseded")]
-    lines += [_model_line(row) for row in retrained.to_dict("records")]
-    return [*lines, *_against_recipe(retrained)] if len(trials) else lines[1:]
-
-
-def _model_line(row: Mapping[Any, Any]) -> str:
-    recipe = ", ".join(f"{name} {row[name]:.4g}" for name in HYPERPARAMETER_COLUMNS)
-    if pd.isna(row["test_accuracy"]):
-        return f"{row['role']} (seed {row['seed']}): {row['status']}; {recipe}"
-    return (
-        f"{row['role']} (seed {row['seed']}): test {100 * row['test_accuracy']:.2f} % "
-        f"({row['test_correct']} of {row['test_examples']}), loss {row['test_loss']:.4f}; {recipe}"
-    )
-
-
-def _against_recipe(retrained: pd.DataFrame) -> list[str]:
-    if (retrained["role"] == ROLE_OF_CHOICE_AND_RECIPE).any():
-        return ["outcome: the search found nothing that validation prefers to the recipe"]
-    means = retrained.groupby("role")["test_accuracy"].mean()
-    if not {"choice", "baseline"} <= set(means.dropna().index):
-        return []
-    num_seeds = int((retrained["role"] == "choice").sum())
-    return [
-        f"outcome: the choice is {100 * (means['choice'] - means['baseline']):+.2f} points of test accuracy from the "
-        f"recipe, over {num_seeds} seed{'s' if num_seeds > 1 else ''}"
-    ]
+def is_superseded(table: pd.DataFrame) -> "pd.Series[bool]":
+    """Which rows are retrainings of an earlier choice, before more trials were searched."""
+    return table["role"] == "superseded"
 
 
 def listed_runs(runs: Sequence[RunDir]) -> str:
     """One line a run: its name, how far it is, its trials and the choice's test accuracy."""
     return _as_text([{"run": run.path.name, "stage": _latest_stage(run), **_choice_summary(run)} for run in runs])
-
-
-def compared_runs(runs: Sequence[RunDir]) -> str:
-    """The retrained models of several runs, side by side."""
-    rows = []
-    for run in runs:
-        table = results_table(run)
-        retrained = table[table["stage"] == "retrain"]
-        rows += [{"run": run.path.name, **row} for row in retrained[RETRAINED_COLUMNS].to_dict("records")]
-    return _as_text(rows) or "none of these runs has retrained a model yet"
 
 
 def _latest_stage(run: RunDir) -> str:
@@ -287,5 +211,5 @@ def _choice_summary(run: RunDir) -> dict[str, Any]:
 def _as_text(rows: Sequence[dict[Any, Any]]) -> str:
     if not rows:
         return ""
-    formatted = pd.DataFrame([{name: _cell(name, value) for name, value in row.items()} for row in rows])
+    formatted = pd.DataFrame([{name: cell(name, value) for name, value in row.items()} for row in rows])
     return str(formatted.to_string(index=False))

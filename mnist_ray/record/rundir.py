@@ -25,7 +25,7 @@ Status = Literal["complete", "pruned", "stopped", "failed"]
 
 TRAINING_ID = re.compile(r"[a-z]+-[a-z0-9-]+")
 
-RECORD_FORMAT = 2  # moves when a release can no longer go on with the runs of the one before it
+RECORD_FORMAT = 3  # moves when a release can no longer go on with the runs of the one before it
 
 
 class TakenOverError(RuntimeError):
@@ -34,10 +34,10 @@ class TakenOverError(RuntimeError):
 
 @dataclass
 class Training:
-    """One training as it is on record: a trial of the search, a retraining of the choice, or the baseline."""
+    """One training on record: a trial, its confirmation on a fresh seed, a retraining of the choice or the recipe."""
 
     id: str
-    stage: str  # "search" or "retrain"
+    stage: str  # "search", "confirm" or "retrain"
     config: dict[str, Any]  # a TrainingConfig's values
     asked: dict[str, Any]  # everything known when it began, the two above among it
     history: list[dict[str, Any]] = field(default_factory=list)  # one row an epoch, in order
@@ -80,6 +80,8 @@ class RunDir:
         self.results_csv = self.path / "results.csv"
         self.results_parquet = self.path / "results.parquet"
         self.results_markdown = self.path / "results.md"
+        self.report = self.path / "report.html"
+        self.model_folder = self.path / "model"
         self.history_parquet = self.path / "history.parquet"
         self.outcome = self.path / "result.json"
         self.best_spec = self.path / "best.yaml"

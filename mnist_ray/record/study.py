@@ -3,7 +3,7 @@
 import hashlib
 import warnings
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,7 +48,7 @@ class SearchStudy:
         number = self.num_asked
         if number == 0 and self._spec.recipe_is_in_space:
             self._study.enqueue_trial({key: getattr(self._spec.recipe, key) for key in self._space})
-        self._study.sampler = _sampler(seed_of_trial(self._spec.seed, number), len(self._space))
+        self._study.sampler = _sampler(seed_of_trial(self._spec.seed, number), num_startup_trials(self._spec.search))
         self._running[number] = self._study.ask(self._space)
         self.num_asked += 1
         return self._running[number].params
@@ -75,28 +75,42 @@ def _new_study(search: Search, **where: Any) -> optuna.Study:
     return optuna.create_study(direction=direction(search), **where)
 
 
-def _sampler(seed: int, num_dimensions: int) -> optuna.samplers.BaseSampler:
+def num_startup_trials(search: Search) -> int:
+    """So many trials are drawn at random (the recipe apart) before TPE suggests from what they came to."""
+    return 2 * len(search.space)
+
+
+def _sampler(seed: int, num_startup: int) -> optuna.samplers.BaseSampler:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         return optuna.samplers.TPESampler(
             seed=seed,
             multivariate=True,
             constant_liar=True,  # trials that still run count as bad, so that parallel ones spread
-            n_startup_trials=2 * num_dimensions,
+            n_startup_trials=num_startup,
         )
 
 
 def write_study(path: Path, name: str, search: Search, trainings: Sequence[Training]) -> None:
     """Write the study as a SQLite file that Optuna and its dashboard open."""
-    space = distributions(search)
 
     def write(beside: Path) -> None:
         storage = optuna.storages.RDBStorage(f"sqlite:///{beside}")
-        study = _new_study(search, storage=storage, study_name=name)
-        study.add_trials([_as_trial(training, search, space) for training in trainings])
+        study_of(search, trainings, storage=storage, study_name=name)
         storage.engine.dispose()
 
     replace_atomic(path, write)
+
+
+def study_of(search: Search, trainings: Sequence[Training], zone: tzinfo | None = None, **where: Any) -> optuna.Study:
+    """The study with these trials in it; in memory, unless `where` gives `create_study` a storage.
+
+    zone: of its times; by default the machine's, as Optuna has it.
+    """
+    space = distributions(search)
+    study = _new_study(search, **where)
+    study.add_trials([_as_trial(training, search, space, zone) for training in trainings])
+    return study
 
 
 def seed_of_trial(seed: int, number: int) -> int:
@@ -121,7 +135,9 @@ def _distribution(key: str, dimension: Dimension) -> BaseDistribution:
     return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
 
 
-def _as_trial(training: Training, search: Search, space: dict[str, BaseDistribution]) -> FrozenTrial:
+def _as_trial(
+    training: Training, search: Search, space: dict[str, BaseDistribution], zone: tzinfo | None = None
+) -> FrozenTrial:
     curve = _curve(training, search)
     state = STATES[training.status] if training.status else TrialState.RUNNING
     attributes = {"training": training.id, "status": training.status or "running"}
@@ -136,9 +152,9 @@ def _as_trial(training: Training, search: Search, space: dict[str, BaseDistribut
         # A pruned trial's value is that of its last epoch, as Optuna itself has it.
         value=curve[max(curve)] if curve and state in (TrialState.COMPLETE, TrialState.PRUNED) else None,
     )
-    trial.datetime_start = _local_time(training.asked["at"])
+    trial.datetime_start = _time(training.asked["at"], zone)
     if training.ended:
-        trial.datetime_complete = _local_time(training.ended["at"])
+        trial.datetime_complete = _time(training.ended["at"], zone)
     return trial
 
 
@@ -146,6 +162,6 @@ def _curve(training: Training, search: Search) -> dict[int, float]:
     return {row["epoch"]: row[search.objective] for row in training.history}
 
 
-def _local_time(at: str) -> datetime:
-    """Optuna's times are local and without a zone."""
-    return datetime.fromisoformat(at).astimezone().replace(tzinfo=None)
+def _time(at: str, zone: tzinfo | None) -> datetime:
+    """Optuna's times are without a zone."""
+    return datetime.fromisoformat(at).astimezone(zone).replace(tzinfo=None)

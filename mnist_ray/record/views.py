@@ -2,14 +2,15 @@
 
 from pathlib import Path
 
-from mnist_ray.config import JobSpec, dump_spec, parse_spec
+from mnist_ray.config import dump_spec, parse_spec
 from mnist_ray.files import replace_atomic, write_atomic, write_json
 from mnist_ray.record.results import (
+    STAGES,
     best_spec,
     history_table,
     outcome_of,
     read_outcome,
-    results_markdown,
+    results_csv,
     results_table,
 )
 from mnist_ray.record.rundir import RunDir, Training
@@ -29,9 +30,10 @@ def write_views(run: RunDir) -> None:
 
 
 def views_are_current(run: RunDir) -> bool:
-    """Whether the views show everything that is published."""
+    """Whether the views are there and show everything that is published."""
+    tables = (run.results_csv, run.results_parquet, run.history_parquet, run.study, run.spec)
     try:
-        return bool(read_outcome(run)["num_events"] == run.num_events)
+        return all(map(Path.is_file, tables)) and bool(read_outcome(run)["num_events"] == run.num_events)
     except (OSError, ValueError, KeyError):
         return False
 
@@ -42,7 +44,7 @@ def _write_all(run: RunDir) -> None:
         return
     spec = parse_spec(started["spec"], str(run.path))
     write_atomic(run.spec, dump_spec(spec).encode())
-    _write_tables(run, spec)
+    _write_tables(run)
     write_study(run.study, spec.name, spec.search, run.trainings("search"))
     chosen = run.stage("chosen")
     if chosen:
@@ -52,12 +54,11 @@ def _write_all(run: RunDir) -> None:
     write_json(run.outcome, outcome_of(run, spec))  # the last one, so that it says that all are there
 
 
-def _write_tables(run: RunDir, spec: JobSpec) -> None:
+def _write_tables(run: RunDir) -> None:
     table, history = results_table(run), history_table(run)
-    write_atomic(run.results_csv, table.to_csv(index=False).encode())
+    write_atomic(run.results_csv, results_csv(table).encode())
     replace_atomic(run.results_parquet, table.to_parquet)
     replace_atomic(run.history_parquet, history.to_parquet)
-    write_atomic(run.results_markdown, results_markdown(table, spec).encode())
 
 
 def _write_models(run: RunDir) -> None:
@@ -66,7 +67,7 @@ def _write_models(run: RunDir) -> None:
         if content is not None:
             _write_once(run.model(training.id), content, "model-view")
     for training_id, score in (run.stage("tested") or {"scores": {}})["scores"].items():
-        _write_once(run.test_logits(training_id), run.blob(score["logits"]), "logits-view")
+        _write_once(run.test_logits(training_id), run.blob(score["test_logits"]), "logits-view")
 
 
 def _write_once(path: Path, content: bytes, point: str) -> None:
@@ -75,7 +76,7 @@ def _write_once(path: Path, content: bytes, point: str) -> None:
 
 
 def _write_logs(run: RunDir) -> None:
-    for stage in ("search", "retrain"):
+    for stage in STAGES:
         for training in run.trainings(stage):
             if training.status == "failed":
                 _write_once(run.training_log(training.id), _log_of(training).encode(), "log-view")

@@ -17,6 +17,7 @@ from typing import Any
 from mnist_ray.config import JobSpec, SpecError
 from mnist_ray.files import write_json
 from mnist_ray.record.process import is_gone, this_process
+from mnist_ray.running.provenance import processor
 
 # Read by Ray when it is imported or started; a value that the user has set stays.
 ENVIRONMENT = {
@@ -45,6 +46,7 @@ class Capacity:
 
     cpus: int
     gpus: int
+    processors: tuple[str, ...] = ()  # the different ones of its nodes
 
     def num_concurrent_trials(self, spec: JobSpec) -> int:
         """As many trials at once as fit, within the spec's own limit. Raises SpecError if not even one does."""
@@ -139,10 +141,9 @@ def connected(address: str | None, temporary_folder: Path | None, verbose: bool)
     if target == "local":
         _mark_session(session)
     try:
-        if target != "local":
-            _check_nodes(shown(target))
+        processors = [processor()] if target == "local" else _check_nodes(shown(target))
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        yield Capacity(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)))
+        yield Capacity(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)), tuple(sorted(set(processors))))
     finally:
         ray.shutdown()
         if target == "local":
@@ -165,21 +166,25 @@ def _knock(target: str) -> None:
         socket.create_connection((host, int(port)), timeout=3).close()
 
 
-def _check_nodes(target: str) -> None:
-    """Every node must have the driver's packages. Raises SpecError that names the node and what differs."""
+def _check_nodes(target: str) -> list[str]:
+    """Every node must have the driver's packages. Returns their processors.
+
+    Raises SpecError that names the node and what differs.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     expected = installed_versions()
-    look = ray.remote(num_cpus=0)(installed_versions)
+    look = ray.remote(num_cpus=0)(_versions_and_processor)
     nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
     asked = {
         look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(): host
         for node, host in nodes.items()
     }
+    processors = []
     for answer, host in asked.items():
         try:
-            found = ray.get(answer, timeout=60)
+            found, its_processor = ray.get(answer, timeout=60)
         except ray.exceptions.RayError as error:
             raise SpecError(
                 f"--address {target}: node {host} cannot run this package ({' '.join(str(error).split())[-200:]}): "
@@ -193,6 +198,12 @@ def _check_nodes(target: str) -> None:
                 f"--address {target}: node {host} has {', '.join(differing)}: install this project's requirements.txt "
                 "on every node"
             )
+        processors.append(its_processor)
+    return processors
+
+
+def _versions_and_processor() -> tuple[dict[str, str], str]:
+    return installed_versions(), processor()
 
 
 def installed_versions() -> dict[str, str]:

@@ -29,7 +29,7 @@ HERE, SILENT = Site(), Listener()
 
 
 def run_job(spec: JobSpec, site: Site = HERE, listener: Listener = SILENT) -> RunDir:
-    """Everything: search, choose, retrain, test, tables. A finished run is returned as it is.
+    """Everything: search, confirm, choose, retrain, test, tables. A finished run is returned as it is.
 
     Raises SpecError, DataError, TrainingFailedError, InterruptedRunError, OwnedByAnotherError, TakenOverError,
     CorruptFileError, OSError.
@@ -38,7 +38,7 @@ def run_job(spec: JobSpec, site: Site = HERE, listener: Listener = SILENT) -> Ru
 
 
 def search_job(spec: JobSpec, site: Site = HERE, listener: Listener = SILENT) -> RunDir:
-    """Only the search and the choice; `run_job` goes on from there. Raises as `run_job`."""
+    """Only the search, its confirmation and the choice; `run_job` goes on from there. Raises as `run_job`."""
     return _run_stages(spec, site, listener, until="chosen", with_search=True)
 
 
@@ -117,16 +117,17 @@ def _work_on(run: RunDir, spec: JobSpec, site: Site, listener: Listener, until: 
     shutil.rmtree(run.ray_state, ignore_errors=True)  # of sessions before this one
     run.remove_spent_checkpoints()
     stages = Stages(spec, run, listener)
-    with stages.timed("data"):
+    with stages.timed("data") as data_facts:
         stages.load_data()
     with connected(site.address, site.temporary_folder, site.verbose) as capacity:
         heed_sigterm()  # Ray has just taken the signal for itself
         num_concurrent = capacity.num_concurrent_trials(spec) if with_search else 0
         capacity.check_retraining(spec)
-        stages.record_start(capacity)
+        stages.record_start(capacity, data_facts["elapsed_s"])
         try:
             if with_search:
                 stages.search(num_concurrent)
+                stages.confirm(num_concurrent)
             stages.choose(with_search)
             if until == "tested":
                 stages.retrain()
@@ -143,9 +144,10 @@ def _work_on(run: RunDir, spec: JobSpec, site: Site, listener: Listener, until: 
 def bytes_needed(spec: JobSpec) -> int:
     """What a run may take in its folder at most, roughly: the record, two checkpoints of each training, models."""
     num_retrainings = 2 * len(spec.retrain.seeds)
-    num_events = spec.search.num_trials * (spec.search.num_epochs + 2)
+    num_tried = spec.search.num_trials + (spec.confirm.top_k * spec.confirm.seeds if spec.confirm else 0)
+    num_events = num_tried * (spec.search.num_epochs + 2)
     num_events += num_retrainings * (spec.retrain.num_epochs + 2) + 100
-    num_trainings = spec.search.num_trials + num_retrainings
+    num_trainings = num_tried + num_retrainings
     return num_events * EVENT_BYTES + num_trainings * TRAINING_BYTES + num_retrainings * TESTED_BYTES + VIEWS_BYTES
 
 

@@ -1,6 +1,5 @@
-"""The stages of a run: search, choose, retrain, test. Each is kept on record and not repeated."""
+"""The stages of a run: search, confirm, choose, retrain, test. Each is kept on record and not repeated."""
 
-import io
 import platform
 import time
 from collections.abc import Iterator
@@ -10,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from mnist_ray import __version__
 from mnist_ray.config import Hyperparameters, JobSpec, SpecError, TrainingConfig
-from mnist_ray.record.results import ROLE_OF_CHOICE_AND_RECIPE, choose
+from mnist_ray.record.choice import Choice, choose, confirmations
+from mnist_ray.record.results import ROLE_OF_CHOICE_AND_RECIPE
 from mnist_ray.record.rundir import RunDir, Training
 from mnist_ray.running.cluster import Capacity, installed_versions
 from mnist_ray.running.messages import EpochDone, Message, Retraining
+from mnist_ray.running.provenance import provenance
+from mnist_ray.running.testing import TestRecorder
 
 if TYPE_CHECKING:
     from mnist_ray.learning.data import LabelledImages, PixelStatistics, Split
@@ -68,6 +70,11 @@ def choice_is_current(run: RunDir) -> bool:
     return chosen is not None and (searched is None or chosen["at"] >= searched["at"])
 
 
+def confirmation_is_current(run: RunDir) -> bool:
+    confirmed, searched = run.stage("confirmed"), run.stage("searched")
+    return confirmed is not None and (searched is None or confirmed["at"] >= searched["at"])
+
+
 class Stages:
     """The stages of one run, with what they hand to one another."""
 
@@ -92,7 +99,7 @@ class Stages:
 
         folder = Path(self._spec.data.dir).expanduser() if self._spec.data.dir else data.default_data_dir()
         self._data_dir = folder
-        data.fetch(self._spec.data.name, folder)
+        data.fetch(self._spec.data.name, folder, self._spec.test.also)
         self._examples: LabelledImages = data.load_training(self._spec.data.name, folder)
         self._split: Split = data.stratified_split(
             self._examples.labels, self._spec.data.num_validation, self._spec.seed
@@ -114,14 +121,16 @@ class Stages:
                 f"with ({started['data']} then, {self._data_facts} now): give the run another name (--name)"
             )
 
-    def record_start(self, capacity: Capacity) -> None:
+    def record_start(self, capacity: Capacity, data_s: float) -> None:
         """A session begins: what it runs with goes on record."""
         self._run.record_stage(
             "started",
             spec=self._spec.model_dump(mode="json"),
             data=self._data_facts,
             versions=_versions(),
-            cluster={"cpus": capacity.cpus, "gpus": capacity.gpus},
+            cluster={"cpus": capacity.cpus, "gpus": capacity.gpus, "processors": list(capacity.processors)},
+            provenance=provenance(),
+            data_s=data_s,
         )
 
     # --- search and choice
@@ -162,21 +171,47 @@ class Stages:
             **facts,
         )
 
+    def confirm(self, num_concurrent: int) -> None:
+        """Train the best configurations again on fresh seeds, before one is chosen."""
+        if choice_is_current(self._run) or confirmation_is_current(self._run):
+            return
+        planned = confirmations(self._spec, self._run.trainings("search"))
+        if not planned:
+            return
+        from mnist_ray.running import tuning
+
+        self._listener.stage_began("confirm", len(planned), self._num_confirmed(), "trainings")
+        self._run.record_stage("confirming", trainings=[plan.id for plan in planned])
+        with self.timed("confirm") as facts:
+            shared = self._share(self._split.train, self._split.validation)
+            tuning.confirm(self._spec, self._run, shared, planned, num_concurrent, self._listener)
+        if any(not self._has_ended(plan.id) for plan in planned):
+            raise InterruptedRunError(
+                f"interrupted with {self._num_confirmed()} of {len(planned)} confirmations done: "
+                "run the same command again to go on"
+            )
+        self._run.record_stage("confirmed", trainings=[plan.id for plan in planned], **facts)
+
+    def _num_confirmed(self) -> int:
+        return sum(training.status is not None for training in self._run.trainings("confirm"))
+
     def choose(self, with_search: bool) -> None:
         if with_search and not choice_is_current(self._run):
-            best = choose(self._spec.search, self._run.trainings("search"))
+            best = choose(self._spec, self._run.trainings("search"), self._run.trainings("confirm"))
             if best is None:
                 raise TrainingFailedError(self._why_no_choice())
-            self._record_choice(best.training, best.score, best.is_complete)
+            self._record_choice(best)
             if not best.is_complete:
                 self._listener.note(
                     f"no trial reached the full budget of {self._spec.search.num_epochs} epochs; "
                     f"{best.training.id} is the best of those that got furthest ({best.training.epochs_done} epochs)"
                 )
         elif not with_search and self._run.stage("chosen") is None:
-            self._record_choice(None, None, True)
+            self._record_choice(None)
 
-    def _record_choice(self, trial: Training | None, score: float | None, is_complete: bool) -> None:
+    def _record_choice(self, choice: Choice | None) -> None:
+        """None: the recipe, without a search."""
+        trial = choice.training if choice else None
         if trial is None:
             hyperparameters = self._spec.recipe
         else:
@@ -185,8 +220,9 @@ class Stages:
             "chosen",
             training=trial and trial.id,
             hyperparameters=hyperparameters.model_dump(),
-            score=score,
-            is_complete=is_complete,
+            score=choice and choice.score,
+            confirmed_score=choice and choice.confirmed_score,
+            is_complete=choice is None or choice.is_complete,
             retrainings=self._plan(trial, hyperparameters),
         )
 
@@ -305,23 +341,15 @@ class Stages:
         self._check_choice_was_trained(complete)
         self._listener.stage_began("test", len(complete), 0, "models")
         if self._run.stage("unsealed") is None:
-            self._run.record_stage("unsealed", data=self._spec.data.name, models=complete)
+            also = list(self._spec.test.also)
+            self._run.record_stage("unsealed", data=self._spec.data.name, also=also, models=complete)
         with self.timed("test") as facts:
-            examples = data.load_test(self._spec.data.name, self._data_dir)
-            scores = {training_id: self._test_one(training_id, examples) for training_id in complete}
-        self._run.record_stage("tested", scores=scores, **facts)
-
-    def _test_one(self, training_id: str, examples: "LabelledImages") -> dict[str, Any]:
-        """test_*, and under "logits" the blob of what the model said, (N, 10) float32 in the test split's order."""
-        import numpy as np
-
-        from mnist_ray.learning import scoring
-        from mnist_ray.running.evaluation import trained_model
-
-        logits = scoring.logits_of(trained_model(self._run, training_id), examples)
-        content = io.BytesIO()
-        np.save(content, logits, allow_pickle=False)
-        return {**scoring.score_of(logits, examples), "logits": self._run.put_blob(content.getvalue(), "logits")}
+            tested = TestRecorder(self._run, complete)
+            scores = tested.scores("test", data.load_test(self._spec.data.name, self._data_dir))
+            for name in self._spec.test.also:
+                also_scores = tested.scores(name, data.load_second_test(name, self._data_dir))
+                scores = {training_id: score | also_scores[training_id] for training_id, score in scores.items()}
+        self._run.record_stage("tested", scores=scores, **tested.evidence, **facts)
 
     def _is_complete(self, training_id: str) -> bool:
         training = self._run.training(training_id)

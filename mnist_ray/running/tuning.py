@@ -5,7 +5,7 @@ import dataclasses
 import time
 import traceback
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ from mnist_ray.config import EarlyStopping, Hyperparameters, JobSpec, Search, Tr
 from mnist_ray.learning.checkpoint import Checkpoints, fit_resumably
 from mnist_ray.learning.process import prepare_to_train
 from mnist_ray.learning.training import DivergedError, Worker
+from mnist_ray.record.choice import Confirmation
 from mnist_ray.record.rundir import RunDir, Status, TakenOverError, Training
 from mnist_ray.record.study import SearchStudy, direction, seed_of_trial
 from mnist_ray.running.deaths import deaths_are_failures_of_one_trial, why_it_died
@@ -93,13 +94,39 @@ def search(
     trials in flight stay open then too. A trial that does not get on for `hang_limit_s` is ended as if it had died.
     """
     trials = run.trainings("search")
-    watch = TrialWatch(hang_limit_s)
-    ledger = _Ledger(spec, run, listener, seconds_left, trials, watch)
     num_open = spec.search.num_trials - sum(trial.status is not None for trial in trials)
     if num_open <= 0:
         return
+    watch = TrialWatch(hang_limit_s)
+    ledger = _Ledger(spec, run, listener, seconds_left, _Suggested(spec, trials), RecordedASHA(spec.search), watch)
+    _run_trials(ledger, data, num_open, num_concurrent)
+    ledger.end_what_time_stopped()
+
+
+def confirm(
+    spec: JobSpec,
+    run: RunDir,
+    data: SharedData,
+    planned: Sequence[Confirmation],
+    num_concurrent: int,
+    listener: TrialListener,
+    hang_limit_s: float = HANG_LIMIT_S,
+) -> None:
+    """Train what is planned and has not ended on record, to the end: as `search`, without early stopping."""
+    ended = {training.id for training in run.trainings("confirm") if training.status is not None}
+    still_open = [plan for plan in planned if plan.id not in ended]
+    if not still_open:
+        return
+    without_stopping = RecordedASHA(spec.search.model_copy(update={"early_stopping": None}))
+    watch = TrialWatch(hang_limit_s)
+    ledger = _Ledger(spec, run, listener, None, _Listed(still_open, run), without_stopping, watch)
+    _run_trials(ledger, data, len(still_open), num_concurrent)
+
+
+def _run_trials(ledger: "_Ledger", data: SharedData, num_open: int, num_concurrent: int) -> None:
+    spec, stage = ledger.spec, ledger.trials.stage
     tuner = tune.Tuner(
-        _trainable(spec.search, data, watch.inbox),
+        _trainable(spec.search, data, ledger.watch.inbox),
         tune_config=tune.TuneConfig(
             search_alg=_Suggestions(ledger),
             scheduler=ledger.scheduler,
@@ -108,11 +135,11 @@ def search(
             num_samples=num_open,
             max_concurrent_trials=num_concurrent,
             reuse_actors=True,
-            time_budget_s=seconds_left,
+            time_budget_s=ledger.seconds_left,
         ),
         run_config=tune.RunConfig(
-            name=f"search-{uuid.uuid4().hex[:8]}",
-            storage_path=str(run.ray_state),
+            name=f"{stage}-{uuid.uuid4().hex[:8]}",
+            storage_path=str(ledger.run.ray_state),
             callbacks=[ledger],
             failure_config=tune.FailureConfig(max_failures=spec.max_failures),
             verbose=0,
@@ -122,8 +149,7 @@ def search(
         with deaths_are_failures_of_one_trial():
             tuner.fit()
     finally:
-        watch.close()
-    ledger.end_what_time_stopped()
+        ledger.watch.close()
 
 
 def _trainable(search: Search, data: SharedData, inbox: Any) -> Any:
@@ -132,8 +158,67 @@ def _trainable(search: Search, data: SharedData, inbox: Any) -> Any:
     return tune.with_resources(function, resources)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Planned:
+    """A training that Tune is to run next."""
+
+    id: str
+    config: dict[str, Any]
+    known: dict[str, Any]  # what else goes on record when it is asked for
+
+
+class _Trials(Protocol):
+    """Where Tune's trials come from, and who hears how they ended."""
+
+    stage: str
+
+    def next(self) -> _Planned | None: ...
+
+    def tell(self, training: Training) -> None: ...
+
+
+class _Suggested:
+    """The search: what Optuna suggests."""
+
+    stage = "search"
+
+    def __init__(self, spec: JobSpec, trials: list[Training]) -> None:
+        self._spec = spec
+        self._study = SearchStudy(spec, trials)
+
+    def next(self) -> _Planned | None:
+        number = self._study.num_asked
+        if number >= self._spec.search.num_trials:
+            return None
+        hyperparameters = Hyperparameters(**{**self._spec.recipe.model_dump(), **self._study.suggest()})
+        seed = seed_of_trial(self._spec.seed, number)
+        config = self._spec.training(hyperparameters, self._spec.search.num_epochs, seed).model_dump()
+        return _Planned(f"trial-{number:04d}", config, {"number": number})
+
+    def tell(self, training: Training) -> None:
+        self._study.tell(training)
+
+
+class _Listed:
+    """The confirmation: what is known beforehand."""
+
+    stage = "confirm"
+
+    def __init__(self, plans: Sequence[Confirmation], run: RunDir) -> None:
+        self._plans = [plan for plan in plans if run.training(plan.id) is None]  # the ledger goes on with the others
+
+    def next(self) -> _Planned | None:
+        if not self._plans:
+            return None
+        plan = self._plans.pop(0)
+        return _Planned(plan.id, plan.config, {"of": plan.trial.id})
+
+    def tell(self, training: Training) -> None:
+        pass
+
+
 class _Ledger(tune.Callback):
-    """Keeps the record, the study and the early stopping in step with what Tune does."""
+    """Keeps the record, the source of trials and the early stopping in step with what Tune does."""
 
     def __init__(
         self,
@@ -141,54 +226,53 @@ class _Ledger(tune.Callback):
         run: RunDir,
         listener: TrialListener,
         seconds_left: float | None,
-        trials: list[Training],
+        trials: _Trials,
+        scheduler: "RecordedASHA",
         watch: TrialWatch,
     ) -> None:
-        self._watch = watch
+        self.spec = spec
+        self.run = run
+        self.seconds_left = seconds_left
+        self.trials = trials
+        self.scheduler = scheduler
+        self.watch = watch
         self._hangs: dict[str, str] = {}  # why a trial's process was ended, until Tune has dealt with it
         self._fatal: OSError | TakenOverError | None = None
-        self._spec = spec
-        self._run = run
         self._listener = listener
         self._deadline = time.monotonic() + (float("inf") if seconds_left is None else seconds_left)
-        self._study = SearchStudy(spec, trials)
-        self._unfinished = [trial for trial in trials if trial.status is None]
+        recorded = run.trainings(trials.stage)
+        self._unfinished = [training for training in recorded if training.status is None]
         self._in_flight: dict[str, Trial | None] = {}  # by training; Tune's trial once it has reported
-        self.scheduler = RecordedASHA(spec.search)
-        self.scheduler.replay(trials)
+        self.scheduler.replay(recorded)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its callbacks for Tuner.restore, which is never used: the record is the truth
 
     def next_trial(self) -> dict[str, Any] | None:
-        """The values for Tune's next trial: one that was interrupted, else a new suggestion; None if there is none."""
+        """The values for Tune's next trial: one that was interrupted, else a new one; None if there is none."""
         if self._unfinished:
             training = self._unfinished.pop(0)
             return self._values(training.id, training.config)
-        number = self._study.num_asked
-        if number >= self._spec.search.num_trials:
+        planned = self.trials.next()
+        if planned is None:
             return None
-        hyperparameters = Hyperparameters(**{**self._spec.recipe.model_dump(), **self._study.suggest()})
-        seed = seed_of_trial(self._spec.seed, number)
-        config = self._spec.training(hyperparameters, self._spec.search.num_epochs, seed).model_dump()
-        training_id = f"trial-{number:04d}"
-        self._run.record_asked(training_id, "search", config, number=number)
-        return self._values(training_id, config)
+        self.run.record_asked(planned.id, self.trials.stage, planned.config, **planned.known)
+        return self._values(planned.id, planned.config)
 
     def _values(self, training_id: str, config: dict[str, Any]) -> dict[str, Any]:
         self._in_flight[training_id] = None
         return {
             "training_id": training_id,
             "config": config,
-            "checkpoints": str(self._run.checkpoints(training_id)),
-            "generation": self._run.generation,
+            "checkpoints": str(self.run.checkpoints(training_id)),
+            "generation": self.run.generation,
         }
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Several times a second. Raises OSError, TakenOverError, which end the search."""
         if self._fatal is not None:
             raise self._fatal
-        self._hangs |= self._watch.end_hanging(self._in_flight)
+        self._hangs |= self.watch.end_hanging(self._in_flight)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -210,7 +294,7 @@ class _Ledger(tune.Callback):
             raise result[DISK_TROUBLE].error()
         if FAILURE not in result:
             row = {key: value for key, value in result.items() if _is_of_row(key)}
-            self._run.record_epoch(trial.config["training_id"], row)
+            self.run.record_epoch(trial.config["training_id"], row)
             self._listener.trial_epoch(trial.config["training_id"], row)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -223,7 +307,7 @@ class _Ledger(tune.Callback):
         training_id = trial.config["training_id"]
         if FAILURE in result:
             self._end(training_id, trial.num_failures, "failed", result[FAILURE], result[TRACEBACK])
-        elif epoch >= self._spec.search.num_epochs:
+        elif epoch >= self.spec.search.num_epochs:
             self._end(training_id, trial.num_failures, "complete", None)
         elif trial.trial_id in self.scheduler.stopped:
             self._end(training_id, trial.num_failures, "pruned", f"among the worst at epoch {epoch}")
@@ -246,27 +330,27 @@ class _Ledger(tune.Callback):
             return
         for training_id, trial in list(self._in_flight.items()):
             self._end(
-                training_id, trial.num_failures if trial else 0, "stopped", f"max_hours {self._spec.max_hours} over"
+                training_id, trial.num_failures if trial else 0, "stopped", f"max_hours {self.spec.max_hours} over"
             )
 
     def _end(
         self, training_id: str, num_failures: int, status: Status, reason: str | None, trace: str | None = None
     ) -> None:
         del self._in_flight[training_id]
-        self._run.record_ended(
+        self.run.record_ended(
             training_id,
             status,
             reason,
             workers=1,
-            threads=self._spec.search.cpus_per_trial,
-            device=_device(self._spec.search),
+            threads=self.spec.search.cpus_per_trial,
+            device=_device(self.spec.search),
             num_failures=num_failures,
             trace=trace,
         )
-        training = self._run.training(training_id)
+        training = self.run.training(training_id)
         assert training is not None
-        self._study.tell(training)
-        self._run.remove_checkpoints(training_id)
+        self.trials.tell(training)
+        self.run.remove_checkpoints(training_id)
         self._listener.trial_ended(training)
 
 

@@ -3,7 +3,6 @@
 All calls that write a record stand here, and so does all that tests know of how a record looks on the disk.
 """
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,12 @@ from mnist_ray import __version__
 from mnist_ray.config import JobSpec, TrainingConfig, parse_spec
 from mnist_ray.files import read_sealed_json, seal, write_sealed_json
 from mnist_ray.learning import data
-from mnist_ray.learning.checkpoint import Checkpoints, fit_resumably, model_from_bytes, model_to_bytes
-from mnist_ray.learning.scoring import logits_of, score_of
+from mnist_ray.learning.checkpoint import Checkpoints, fit_resumably, model_to_bytes
 from mnist_ray.learning.training import Examples, TrainingData
 from mnist_ray.record.process import this_process
 from mnist_ray.record.rundir import RunDir
 from mnist_ray.record.views import write_views
+from mnist_ray.running.testing import TestRecorder
 
 NAME = "made"
 TRIAL, OPEN_TRIAL, RETRAINING = "trial-0000", "trial-0001", "retrain-trial-0000-seed-0"
@@ -35,6 +34,7 @@ def made_spec(storage: Path) -> JobSpec:
             "data": {"name": "digits", "num_validation": 180},
             "recipe": {"batch_size": 64},
             "search": {"num_trials": 2, "num_epochs": NUM_EPOCHS, "early_stopping": None, "max_concurrent_trials": 1},
+            "confirm": None,
             "retrain": {"num_epochs": NUM_EPOCHS, "baseline": False},
         }
     )
@@ -65,7 +65,7 @@ def make_finished_run(storage: Path) -> tuple[JobSpec, RunDir]:
     model = _train(run, RETRAINING, "retrain", _config(spec, 0), NUM_EPOCHS)
     _end(run, RETRAINING, model=run.put_blob(model, "model"))
     run.record_stage("retrained", elapsed_s=1.0)
-    _test(run, model)
+    _test(run)
     write_views(run)
     return spec, run
 
@@ -111,14 +111,11 @@ def _choose(run: RunDir, spec: JobSpec) -> None:
     run.record_stage("chosen", training=TRIAL, hyperparameters=values, score=0.5, is_complete=True, retrainings=[plan])
 
 
-def _test(run: RunDir, model: bytes) -> None:
-    run.record_stage("unsealed", data="digits", models=[RETRAINING])
-    examples = data.load_test("digits", Path())
-    logits = logits_of(model_from_bytes(model), examples)
-    content = io.BytesIO()
-    np.save(content, logits, allow_pickle=False)
-    score = {**score_of(logits, examples), "logits": run.put_blob(content.getvalue(), "logits")}
-    run.record_stage("tested", scores={RETRAINING: score}, elapsed_s=0.1)
+def _test(run: RunDir) -> None:
+    run.record_stage("unsealed", data="digits", also=[], models=[RETRAINING])
+    tested = TestRecorder(run, [RETRAINING])
+    scores = tested.scores("test", data.load_test("digits", Path()))
+    run.record_stage("tested", scores=scores, **tested.evidence, elapsed_s=0.1)
 
 
 # --- how it looks on the disk

@@ -27,6 +27,7 @@ from mnist_ray.running import distributed, job, ranks, shared_data, tuning
 from mnist_ray.running.cluster import Capacity
 from mnist_ray.running.heartbeat import TrialWatch
 from mnist_ray.running.messages import Retraining
+from mnist_ray.running.provenance import processor
 
 NUM_IMAGES = 90
 
@@ -46,6 +47,7 @@ def small_spec(storage: Path, **changes: Any) -> JobSpec:
                     "dropout": {"low": 0, "high": 0.5},
                 },
             },
+            "confirm": {"top_k": 2, "seeds": 1},
             "retrain": {"num_epochs": 2, "workers": 1},
             **changes,
         }
@@ -90,11 +92,8 @@ class NobodyHangs(TrialWatch):
         return {}
 
 
-def search_one_by_one(
-    spec: JobSpec, run: RunDir, shared: LocalData, num_concurrent: int, seconds_left: float | None, listener: Any
-) -> None:
-    """Stands for tuning.search: Tune's order of things, one trial at a time."""
-    ledger: Any = tuning._Ledger(spec, run, listener, seconds_left, run.trainings("search"), NobodyHangs())
+def run_one_by_one(ledger: Any, shared: LocalData, num_open: int, num_concurrent: int) -> None:
+    """Stands for tuning._run_trials: Tune's order of things, one trial at a time."""
     while values := ledger.next_trial():
         trial = LocalTrial(values)
         ledger.scheduler.on_trial_add(None, trial)
@@ -138,7 +137,7 @@ def save_always(checkpoints: Checkpoints, state: Any) -> None:
 
 @contextmanager
 def no_cluster(*arguments: Any) -> Iterator[Capacity]:
-    yield Capacity(1, 0)
+    yield Capacity(1, 0, (processor(),))
 
 
 def stand_in(patch: pytest.MonkeyPatch) -> None:
@@ -147,7 +146,8 @@ def stand_in(patch: pytest.MonkeyPatch) -> None:
     few = np.arange(NUM_IMAGES)
     patch.setattr(data, "load_training", lambda name, folder: whole.take(few))
     patch.setattr(data, "load_test", lambda name, folder: test.take(few))
-    patch.setattr(tuning, "search", search_one_by_one)
+    patch.setattr(tuning, "_run_trials", run_one_by_one)
+    patch.setattr(tuning, "TrialWatch", NobodyHangs)
     patch.setattr(distributed, "retrain", retrain_here)
     patch.setattr(shared_data, "SharedData", LocalData)
     patch.setattr(job, "connected", no_cluster)
@@ -208,7 +208,7 @@ def essence(path: Path) -> dict[str, Any]:
             "history": [{key: value for key, value in row.items() if key not in TIMES} for row in training.history],
             "model": (training.ended or {}).get("model"),
         }
-        for stage in ("search", "retrain")
+        for stage in ("search", "confirm", "retrain")
         for training in run.trainings(stage)
     }
     chosen, tested = run.stage("chosen") or {}, run.stage("tested") or {}

@@ -105,6 +105,7 @@ def test_a_node_that_goes_costs_an_epoch_and_counts_as_a_failure_without_notice(
             "storage": str(tmp_path),
             "data": {"name": "digits", "num_validation": 180},
             "search": {"num_trials": 6, "num_epochs": 12, "early_stopping": None},
+            "confirm": None,
             "retrain": {"num_epochs": 12, "workers": 2, "baseline": False},
             "max_failures": 0 if with_notice else 1,
         }

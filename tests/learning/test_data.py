@@ -232,6 +232,24 @@ def test_qmnist_takes_the_class_and_tests_on_the_first_ten_thousand(
     np.testing.assert_array_equal(test.labels, labels[:10_000, 0])
 
 
+def test_the_second_test_of_qmnist_is_the_rest_of_its_test_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    images, labels = drawn(10_020, num_columns=8)
+    plant_both(monkeypatch, tmp_path, "qmnist", idx(images), idx(labels))
+    test = data.DATA_SETS["qmnist"].test
+    assert isinstance(test, data.IdxSource)
+    monkeypatch.setitem(data.SECOND_TESTS, "qmnist50k", data.IdxSource(test.images, test.labels, start=10_000))
+    data.fetch("qmnist", tmp_path, ["qmnist50k"])
+    second = data.load_second_test("qmnist50k", tmp_path)
+    np.testing.assert_array_equal(second.images[:, 0], images[10_000:])
+    np.testing.assert_array_equal(second.labels, labels[10_000:, 0])
+
+
+def test_the_second_test_has_the_files_of_qmnists_own_test_half() -> None:
+    assert data.SECOND_TESTS["qmnist50k"].files == data.DATA_SETS["qmnist"].test.files
+
+
 @pytest.mark.parametrize("name", [name for name in data.DATA_SETS if name != "digits"])
 def test_torchvision_has_an_address_and_the_same_name_for_every_file(name: str) -> None:
     for file in data.DATA_SETS[name].files:

@@ -12,21 +12,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mnist_ray.config import JobSpec, Search, load_spec, parse_spec
+from mnist_ray.record import choice as choosing
+from mnist_ray.record.choice import Choice
 from mnist_ray.record.results import (
     COLUMNS,
     HISTORY_COLUMNS,
     best_spec,
-    choose,
     history_table,
     outcome_of,
     read_outcome,
     read_results,
-    results_markdown,
     results_table,
-    summary_lines,
 )
 from mnist_ray.record.rundir import RunDir, Status, Training
 from mnist_ray.record.views import write_views
+from mnist_ray.reviewing.search_quality import review_search
+from mnist_ray.reviewing.summary import results_markdown, summary_lines
+from mnist_ray.reviewing.verdict import verdict
 
 SPEC = parse_spec({"name": "example", "data": {"name": "digits"}, "search": {"num_epochs": 3}})
 BY_LOSS = SPEC.search
@@ -60,8 +62,13 @@ def a_trial(number: int, status: Status | None, *losses: float, correct: int = 9
     )
 
 
+def choose(search: Search, trials: list[Training]) -> Choice | None:
+    """By the search alone."""
+    return choosing.choose(SPEC.model_copy(update={"search": search}), trials, [])
+
+
 def chosen_id(search: Search, *trials: Training) -> str | None:
-    choice = choose(search, trials)
+    choice = choose(search, list(trials))
     return choice.training.id if choice else None
 
 
@@ -174,7 +181,7 @@ def a_whole_run(path: Path, num_more_trials: int = 0) -> RunDir:
             "test_accuracy": correct / 360,
             "test_correct": correct,
             "test_examples": 360,
-            "logits": run.put_blob(f"what {training_id} said".encode(), "logits"),
+            "test_logits": run.put_blob(f"what {training_id} said".encode(), "logits"),
         }
         for training_id, correct in zip(plans, (357, 354), strict=True)
     }
@@ -245,6 +252,10 @@ def test_a_run_that_just_began_has_tables_too(tmp_path: Path, num_epochs: int) -
     assert not run.best_spec.exists()
 
 
+def markdown_of(run: RunDir, spec: JobSpec) -> str:
+    return results_markdown(run, spec, verdict(run), review_search(run, spec))
+
+
 def cells(line: str) -> list[str]:
     """As GitHub reads a table's line: a backslash takes the next character's meaning away."""
     parts = re.findall(r"(?:\\.|[^|\\])+", line.strip().removeprefix("|").removesuffix("|"))
@@ -252,7 +263,7 @@ def cells(line: str) -> list[str]:
 
 
 def test_the_readable_table_keeps_its_shape_whatever_a_reason_says(whole_run: RunDir) -> None:
-    lines = whole_run.results_markdown.read_text().splitlines()
+    lines = markdown_of(whole_run, SPEC).splitlines()
     rows = [cells(line) for line in lines if line.startswith("|")]
     assert {len(part) for part in rows} == {10, 13}
     by_id = {part[0]: part for part in rows}
@@ -262,7 +273,7 @@ def test_the_readable_table_keeps_its_shape_whatever_a_reason_says(whole_run: Ru
 
 
 def test_the_readable_table_begins_with_what_was_tested_and_the_best(whole_run: RunDir) -> None:
-    text = whole_run.results_markdown.read_text()
+    text = markdown_of(whole_run, SPEC)
     assert text.index("## Retrained models") < text.index("## Trials, best first")
     rows = [cells(line) for line in text.splitlines() if line.startswith("| trial-")]
     assert len(rows) == len(whole_run.trainings("search"))
@@ -278,7 +289,7 @@ def test_by_accuracy_the_highest_comes_first(tmp_path: Path) -> None:
         run.record_epoch(f"trial-{number:04d}", row(1, 0.1, correct))
         run.record_ended(f"trial-{number:04d}", "complete", None)
     spec = parse_spec({"data": {"name": "digits"}, "search": {"objective": "val_accuracy"}})
-    lines = results_markdown(results_table(run), spec).splitlines()
+    lines = markdown_of(run, spec).splitlines()
     assert [cells(line)[0] for line in lines if line.startswith("| trial-")] == [
         "trial-0001",
         "trial-0002",
@@ -313,11 +324,11 @@ def test_the_best_spec_of_a_long_name_has_a_name_too(length: int) -> None:
     assert best_spec(spec, spec.recipe.model_dump()).name.endswith("-best")
 
 
-def test_the_summary_says_what_the_choice_is_worth(whole_run: RunDir) -> None:
-    lines = summary_lines(results_table(whole_run))
+def test_the_summary_counts_trials_and_names_the_models(whole_run: RunDir) -> None:
+    lines = summary_lines(whole_run, verdict(whole_run), review_search(whole_run, SPEC))
     assert lines[0].startswith(f"{len(whole_run.trainings('search'))} trials: ")
     assert "26 complete" in lines[0]
     assert any(line.startswith("choice (seed 0): test 99.17 % (357 of 360), loss 0.0200") for line in lines)
     assert any(line.startswith("baseline (seed 0): test 98.33 % (354 of 360)") for line in lines)
-    assert "+0.83 points" in lines[-1]
+    assert lines[-1].startswith("verdict: No verdict: the record does not hold what the models said")
     assert not any("superseded" in line for line in lines)

@@ -12,7 +12,7 @@ import pytest
 from optuna.trial import TrialState
 
 from mnist_ray.config import Choices, Hyperparameters, JobSpec, Range, parse_spec
-from mnist_ray.record.results import choose
+from mnist_ray.record.choice import choose
 from mnist_ray.record.rundir import RunDir, Status, Training
 from mnist_ray.record.study import SearchStudy, distributions, seed_of_trial, write_study
 
@@ -265,7 +265,7 @@ def test_what_the_study_says_of_each_trial_is_true(searched: Simulated) -> None:
 
 
 def test_the_studys_best_is_the_choice(searched: Simulated) -> None:
-    choice = choose(searched.spec.search, searched.run.trainings("search"))
+    choice = choose(searched.spec, searched.run.trainings("search"), [])
     assert choice is not None
     with opened(searched.run.study, "example") as study:
         assert study.best_trial.user_attrs["training"] == choice.training.id
@@ -278,7 +278,7 @@ def test_by_accuracy_the_study_maximises_it(tmp_path: Path) -> None:
         pass
     trainings = simulated.run.trainings("search")
     write_study(simulated.run.study, "accuracy", simulated.spec.search, trainings)
-    choice = choose(simulated.spec.search, trainings)
+    choice = choose(simulated.spec, trainings, [])
     assert choice is not None
     with opened(simulated.run.study, "accuracy") as study:
         assert study.direction == optuna.study.StudyDirection.MAXIMIZE

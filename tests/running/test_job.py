@@ -52,6 +52,7 @@ def small_spec(storage: Path, **changes: Any) -> JobSpec:
         "storage": str(storage),
         "data": {"name": "digits", "num_validation": 180},
         "search": {"num_trials": 5, "num_epochs": 3},
+        "confirm": {"top_k": 2, "seeds": 2},
         "retrain": {"num_epochs": 3, "workers": 2},
     }
     for key, value in changes.items():
@@ -87,13 +88,25 @@ def test_every_training_is_one_row_and_says_what_it_did(finished: tuple[JobSpec,
     np.testing.assert_allclose(table["val_accuracy"].dropna().astype(float), accuracy.dropna().astype(float))
 
 
-def test_the_choice_is_the_best_complete_trial_by_validation_alone(finished: tuple[JobSpec, RunDir]) -> None:
-    _, run = finished
+def test_the_best_two_run_again_on_the_same_fresh_seeds_and_the_better_mean_is_chosen(
+    finished: tuple[JobSpec, RunDir],
+) -> None:
+    spec, run = finished
     table = read_results(run.results_parquet)
-    complete = table[(table["stage"] == "search") & (table["status"] == "complete")]
+    complete = table[(table["stage"] == "search") & (table["status"] == "complete")].sort_values("val_loss")
+    confirmed = table[table["role"] == "confirmation"]
+    best_two = complete["id"].head(2).tolist()
+    assert confirmed["id"].tolist() == [
+        f"confirm-{trial}-seed-{number}" for trial in sorted(best_two) for number in (0, 1)
+    ]
+    assert (confirmed["status"] == "complete").all() and (confirmed["epochs_done"] == spec.search.num_epochs).all()
+    assert confirmed["seed"].nunique() == 2
+    assert not set(confirmed["seed"]) & set(table[table["stage"] == "search"]["seed"])
+    means = confirmed.groupby(confirmed["id"].str.extract("(trial-[0-9]+)", expand=False))["val_loss"].mean()
     chosen = run.stage("chosen")
     assert chosen is not None
-    assert chosen["training"] == complete.sort_values("val_loss", kind="stable").iloc[0]["id"]
+    assert chosen["training"] == means.idxmin()
+    assert chosen["confirmed_score"] == pytest.approx(means.min())
 
 
 def test_the_first_trial_is_the_recipe(finished: tuple[JobSpec, RunDir]) -> None:
@@ -106,7 +119,8 @@ def test_the_first_trial_is_the_recipe(finished: tuple[JobSpec, RunDir]) -> None
 def test_the_test_split_is_unsealed_once_and_after_the_choice(finished: tuple[JobSpec, RunDir]) -> None:
     _, run = finished
     stages = [entry["stage"] for entry in run.all_stages()]
-    assert stages == ["started", "searching", "searched", "chosen", "retrained", "unsealed", "tested"]
+    before = ["started", "searching", "searched", "confirming", "confirmed", "chosen"]
+    assert stages == [*before, "retrained", "unsealed", "tested"]
 
 
 def test_optuna_opens_the_study_and_finds_it_true(finished: tuple[JobSpec, RunDir]) -> None:
@@ -123,7 +137,7 @@ def test_a_later_evaluation_gets_the_recorded_scores(finished: tuple[JobSpec, Ru
     tested = run.stage("tested")
     assert tested is not None
     recorded = {name: {**score} for name, score in tested["scores"].items()}
-    assert all(len(score.pop("logits")) == 64 for score in recorded.values())
+    assert all(len(score.pop("test_logits")) == 64 for score in recorded.values())
     assert evaluate_run(run) == recorded
 
 
@@ -197,7 +211,7 @@ def test_more_trials_extend_a_search_and_reopen_the_choice(joined: str, tmp_path
     later = {training.id: training for training in run.trainings("search")}
     assert len(later) == 5
     assert {key: later[key] for key in earlier} == earlier
-    assert sorted(trial.id for trial in listener.trials) == ["trial-0003", "trial-0004"]
+    assert sorted(trial.id for trial in listener.trials if trial.stage == "search") == ["trial-0003", "trial-0004"]
     assert [entry["stage"] for entry in run.all_stages()].count("chosen") == 2
 
 
@@ -291,7 +305,7 @@ def test_a_process_that_dies_between_two_trials_costs_the_next_one_a_new_start(
     listener = Killing()
     spec = small_spec(tmp_path, search__num_trials=4, search__max_concurrent_trials=1, search__early_stopping=None)
     search_job(spec, Site(joined), listener)
-    assert [(trial.status, (trial.ended or {})["num_failures"]) for trial in listener.trials] == [
+    assert [(trial.status, (trial.ended or {})["num_failures"]) for trial in listener.trials[:4]] == [
         ("complete", 0),
         ("complete", 0),
         ("complete", 1),
