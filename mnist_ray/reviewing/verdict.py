@@ -30,6 +30,10 @@ def verdict(run: RunDir) -> Verdict:
     scores = (run.stage("tested") or {}).get("scores")
     if scores is None:
         return Verdict("not tested yet", "No verdict yet: the test split is still sealed.")
+    if (run.stage("chosen") or {}).get("training") is None:
+        return Verdict(
+            "not compared", "No verdict: nothing was searched, the spec's recipe alone was trained and tested."
+        )
     if ROLE_OF_CHOICE_AND_RECIPE in roles.values():
         return Verdict("same recipe", "No difference: the search found nothing that validation prefers to the recipe.")
     choice, baseline = (_by_seed(run, roles, scores, role) for role in ("choice", "baseline"))

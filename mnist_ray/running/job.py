@@ -154,7 +154,7 @@ def bytes_needed(spec: JobSpec) -> int:
 EVENT_BYTES = 4096  # a block of most file systems
 TRAINING_BYTES = 2 * 256 * 1024  # 17,706 parameters and Adam's two moments of each, twice
 TESTED_BYTES = 2 * (1 << 20)  # weights and the logits of 10,000 images, in the record and as copies
-VIEWS_BYTES = 8 * (1 << 20)
+VIEWS_BYTES = 16 * (1 << 20)  # the report alone up to 8
 
 
 def _check_space(folder: Path, num_bytes: int) -> None:

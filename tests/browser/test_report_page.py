@@ -17,6 +17,7 @@ from tests.reviewing.made_up import made_up_spec, make_up
 HOSTILE_REASON = (
     "<img src=x onerror=\"document.title='harmed'\"><script>document.title='harmed'</script> {{ 7*7 }} =1+1"
 )
+HOSTILE_FOLDER = "<img src=x onerror=\"document.title='harmed'\"> <b>"
 
 
 @dataclass
@@ -30,8 +31,9 @@ class Opened:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    storage = tmp_path_factory.mktemp("runs") / HOSTILE_FOLDER  # which the page shows in the resolved spec
     made = make_up(
-        made_up_spec(tmp_path_factory.mktemp("runs"), name="made.up-run_1", search={"num_trials": 40}),
+        made_up_spec(storage, name="made.up-run_1", search={"num_trials": 40}),
         failures=(4, 9),
         reason=HOSTILE_REASON,
     )
@@ -132,6 +134,7 @@ def test_a_hostile_reason_does_no_harm_and_is_shown(report: Opened) -> None:
     assert report.page.title() == "made.up-run_1 · mnist_ray report"
     assert report.page.locator("#trainings td", has_text="onerror").count() == 2
     assert report.page.locator("img[src=x]").count() == 0
+    assert "<img src=x onerror=" in (report.page.locator("#repeat details code").text_content() or "")
     assert report.page.locator("#trainings").get_by_text("{{ 7*7 }}").count() == 2
 
 

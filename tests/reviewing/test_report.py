@@ -19,7 +19,7 @@ from mnist_ray.record.rundir import RunDir
 from mnist_ray.record.views import write_views
 from mnist_ray.reviewing.page import plotly_bundle
 from mnist_ray.reviewing.report import write_report
-from tests.reviewing.made_up import made_up_spec, make_up
+from tests.reviewing.made_up import Maker, made_up_spec, make_up
 
 HOSTILE = "=cmd|' /C calc'!A0 <script>alert(1)</script><img src=x onerror=alert(2)> \"quoted\" | pipe"
 
@@ -123,6 +123,26 @@ def test_an_unfinished_run_has_a_report_that_says_what_is_missing(tmp_path: Path
     missing = page[page.index("This run is not finished") : page.index("</ul></div>")]
     assert [stage in missing for stage in stages] == [number >= done for number in range(4)]
     assert not made.model_folder.exists()
+
+
+def test_a_search_whose_trials_all_failed_has_a_report_that_says_so(tmp_path: Path) -> None:
+    spec = made_up_spec(tmp_path)
+    made = make_up(spec, until="searched", failures=range(spec.search.num_trials))
+    review = write_report(made)
+    assert "30 failed" in review.summary()[0]
+    assert "No trial got through an epoch" in made.report.read_text()
+
+
+def test_a_run_without_a_search_has_a_report_without_one(tmp_path: Path) -> None:
+    spec = made_up_spec(tmp_path)
+    plan = {"id": "train-recipe-seed-0", "role": "choice", "config": spec.training(spec.recipe, 5, 0).model_dump()}
+    made = make_up(spec, until="started")
+    made.record_stage("chosen", training=None, hyperparameters=spec.recipe.model_dump(), retrainings=[plan])
+    Maker(spec, made).finish()
+    review = write_report(made)
+    assert review.verdict.sentence.startswith("No verdict: nothing was searched")
+    assert "Was the search any good?" not in made.report.read_text()
+    assert (made.model_folder / "README.md").is_file()
 
 
 def test_a_run_that_has_not_begun_has_none(tmp_path: Path) -> None:
