@@ -222,10 +222,11 @@ def _look_at_noise(
     if p_value >= SIGNIFICANT:
         review.warnings.append(
             Warning(
-                f"The trials differ by no more than seeds of one configuration do (after {_epochs(epoch)}: standard "
-                f"deviation {math.sqrt(float(np.var(scores, ddof=1))):.2g} against {spread:.2g}, F test p = "
-                f"{p_value:.2g}): what the search ranked is noise. Its ranges are too narrow, or these "
-                "hyperparameters do not matter here: widen search.space, or stop tuning them."
+                "The differences between trials cannot be told from those between seeds of one configuration (after "
+                f"{_epochs(epoch)}: standard deviation {float(np.std(scores, ddof=1)):.2g} against {spread:.2g}, F "
+                f"test p = {p_value:.2g}), so the search may have ranked nothing but noise. Its ranges are too "
+                "narrow, or these hyperparameters do not matter here: widen search.space, or raise "
+                "confirm.seeds to be surer."
             )
         )
 
@@ -263,13 +264,10 @@ def _look_at_optimism(
         )
         return
     by = fmean(shifts)
-    told = "worse" if by > 0 else "better"
+    told = f"{abs(by):.2g} {'worse' if by > 0 else 'better'} in {search.objective} than in the search"
+    meaning = "that is how optimistic the search's own scores were" if by > 0 else "no optimism was seen"
     review.sentences.append(
-        f"On fresh seeds the best {len(shifts)} configurations scored {abs(by):.2g} {told} in {search.objective} than "
-        "in the search, on average: that is how optimistic the search's own scores were."
-        if by > 0
-        else f"On fresh seeds the best {len(shifts)} configurations scored no worse than in the search "
-        f"({abs(by):.2g} {told} in {search.objective} on average): no optimism was seen."
+        f"On fresh seeds the best {len(shifts)} configurations scored {told}, on average: {meaning}."
     )
     first = review.optimism[0]
     best = min(
