@@ -88,6 +88,17 @@ def test_the_policy_forbids_what_it_is_meant_to(report: Opened) -> None:
     assert any("Content Security Policy" in text for text in report.complaints)
 
 
+def test_a_figure_is_saved_as_an_image_which_the_policy_allows(report: Opened) -> None:
+    figure = report.page.locator("[data-figure=train_loss]")
+    figure.scroll_into_view_if_needed()
+    expect(figure).to_have_attribute("data-drawn", "yes", timeout=20_000)
+    figure.hover()
+    with report.page.expect_download(timeout=20_000) as download:
+        figure.locator("[data-title*=ownload]").first.click()
+    assert download.value.path().read_bytes().startswith(b"\x89PNG")
+    assert report.complaints == []
+
+
 def column(page: Page, index: int) -> list[str]:
     rows = page.locator("#trainings tbody tr:visible")
     return [text.strip() for text in rows.locator(f":nth-child({index})").all_inner_texts()]
