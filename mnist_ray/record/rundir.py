@@ -300,7 +300,8 @@ class RunDir:
             case "epoch":
                 history = self._trainings[event["id"]].history
                 # A training that went on from an earlier epoch reports other rows from there on.
-                history[:] = [row for row in history if row["epoch"] < event["row"]["epoch"]]
+                while history and history[-1]["epoch"] >= event["row"]["epoch"]:
+                    history.pop()
                 history.append({**event["row"], "at": event["at"]})
             case "ended":
                 self._trainings[event["id"]].ended = {key: event[key] for key in _facts(event) if key != "id"}

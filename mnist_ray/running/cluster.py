@@ -29,6 +29,7 @@ ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # prints came twice
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune would return as if it had finished; Ctrl-C ends the whole job here
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # three more files a trial that nothing reads
+    "TUNE_GLOBAL_CHECKPOINT_S": "inf",  # a list of all trials, every ten seconds, that nothing reads
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a failed trial reports why, and has no score
     "OMP_WAIT_POLICY": "PASSIVE",
 }

@@ -180,6 +180,9 @@ class Watch:
             for known in (self._beats, self._heard_at, self._moved_at):
                 known.pop(name, None)
 
+    def forget_all_but(self, names: Collection[str]) -> None:
+        self.forget([name for name in self._beats if name not in names])
+
     def has_heard_of(self, names: Collection[str]) -> bool:
         return all(name in self._beats for name in names)
 
@@ -242,11 +245,11 @@ class TrialWatch:
             self._next_look = float("inf")
             return {}
         self._watch.look(beat for beat in beats if beat.name in in_flight)
+        self._watch.forget_all_but(in_flight)  # their processes wait for the next trial, or do it
         ended = {}
         for name, one in self._watch.hanging().items():
             self._watch.forget([name])
-            # Not in flight: early stopping ended it, and its process waits for the next trial.
-            if name in in_flight and is_alive(one.beat.actor):
+            if is_alive(one.beat.actor):
                 ray.kill(one.beat.actor)
                 ended[name] = str(one)
         return ended

@@ -72,6 +72,15 @@ def test_who_falls_silent_hangs(clock: Clock) -> None:
     assert hanging.silent_s == 70
 
 
+def test_of_who_is_no_longer_followed_nothing_stays(clock: Clock) -> None:
+    watch = Watch(LIMIT_S)
+    for number in range(50):
+        follow(watch, clock, 3, lambda second, name=f"trial-{number}": [beat(name, second, num_marks=7)])  # type: ignore[misc]
+        watch.forget_all_but([f"trial-{number}"])
+        assert list(watch.at_work()) == [f"trial-{number}"]
+    assert watch.hanging() == {}
+
+
 def test_who_has_left_does_not_hang(clock: Clock) -> None:
     watch = Watch(LIMIT_S)
     follow(watch, clock, 100, lambda second: [beat("rank 0", second, num_marks=7, is_last=True)] if second < 9 else [])
