@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from mnist_ray.config import Choices, Dimension, JobSpec, Search, is_whole
 from mnist_ray.files import replace_atomic
 from mnist_ray.record.rundir import Training
+from mnist_ray.record.shortlist import ShortlistStorage
 
 STATES = {
     "complete": TrialState.COMPLETE,
@@ -28,27 +29,31 @@ class SearchStudy:
 
     The study lives in memory and is made from the record at every start. Each suggestion depends on the seed, the
     trial's number and what is in the study, so a search that was interrupted suggests what it would have.
+    After a thousand trials TPE is shown a part of them (see shortlist.py).
     """
 
     def __init__(self, spec: JobSpec, trainings: Sequence[Training]) -> None:
         """trainings: the search's on record, in the order of their numbers."""
         self._spec = spec
         self._space = distributions(spec.search)
-        self._study = _new_study(spec.search)
+        is_maximized = direction(spec.search) == "maximize"
+        self._study = _new_study(spec.search, storage=ShortlistStorage(is_maximized))
+        self.num_asked = len(trainings)  # counted here, because the study copies every trial that it lists
         self._running: dict[int, optuna.Trial] = {}
-        self.num_asked = len(trainings)
+        self._known_epochs: dict[int, set[int]] = {}  # of running trials that were on record at the start
         for number, training in enumerate(trainings):
             assert training.asked["number"] == number, training.id
             self._study.add_trial(_as_trial(training, spec.search, self._space))
-            if training.status is None:
-                self._running[number] = optuna.Trial(self._study, self._known()[-1]._trial_id)
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            self._running[trial.number] = optuna.Trial(self._study, trial._trial_id)
+            self._known_epochs[trial.number] = set(trial.intermediate_values)
 
     def suggest(self) -> dict[str, Any]:
         """The searched hyperparameters of the next trial; the first trial is the recipe, where the space has it."""
         number = self.num_asked
         if number == 0 and self._spec.recipe_is_in_space:
             self._study.enqueue_trial({key: getattr(self._spec.recipe, key) for key in self._space})
-        self._study.sampler = _sampler(seed_of_trial(self._spec.seed, number), num_startup_trials(self._spec.search))
+        self._study.sampler = _sampler(seed_of_trial(self._spec.seed, number), self._spec.search, self._space)
         self._running[number] = self._study.ask(self._space)
         self.num_asked += 1
         return self._running[number].params
@@ -58,16 +63,11 @@ class SearchStudy:
         assert training.status is not None
         number = training.asked["number"]
         running = self._running.pop(number)
-        known = self._known()[number].intermediate_values
         curve = _curve(training, self._spec.search)
-        for epoch in curve.keys() - known.keys():
+        for epoch in curve.keys() - self._known_epochs.pop(number, set()):
             running.report(curve[epoch], epoch)
         value = curve[max(curve)] if training.status == "complete" else None
         self._study.tell(running, value, STATES[training.status])
-
-    def _known(self) -> list[FrozenTrial]:
-        """The study's trials as they are: `Study.trials` copies each of them, so a search of n would take n * n."""
-        return self._study.get_trials(deepcopy=False)
 
 
 def _new_study(search: Search, **where: Any) -> optuna.Study:
@@ -80,14 +80,26 @@ def num_startup_trials(search: Search) -> int:
     return 2 * len(search.space)
 
 
-def _sampler(seed: int, num_startup: int) -> optuna.samplers.BaseSampler:
+class _SpaceKnownTPE(optuna.samplers.TPESampler):
+    """Does not look through all trials for what they have in common: each has the whole space."""
+
+    def __init__(self, space: dict[str, BaseDistribution], **options: Any) -> None:
+        super().__init__(**options)
+        self._known_space = {key: space[key] for key in sorted(space) if not space[key].single()}  # as TPE has it
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return self._known_space
+
+
+def _sampler(seed: int, search: Search, space: dict[str, BaseDistribution]) -> optuna.samplers.BaseSampler:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return optuna.samplers.TPESampler(
+        return _SpaceKnownTPE(
+            space,
             seed=seed,
             multivariate=True,
             constant_liar=True,  # trials that still run count as bad, so that parallel ones spread
-            n_startup_trials=num_startup,
+            n_startup_trials=num_startup_trials(search),
         )
 
 

@@ -5,13 +5,15 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 import pytest
-from optuna.trial import TrialState
+from optuna.samplers._tpe.sampler import _split_trials, default_gamma
+from optuna.trial import FrozenTrial, TrialState
 
 from mnist_ray.config import Choices, Hyperparameters, JobSpec, Range, parse_spec
+from mnist_ray.record import shortlist, study
 from mnist_ray.record.choice import choose
 from mnist_ray.record.rundir import RunDir, Status, Training
 from mnist_ray.record.study import SearchStudy, distributions, seed_of_trial, write_study
@@ -142,6 +144,86 @@ def test_a_study_made_again_goes_on_to_the_same_end(tmp_path: Path) -> None:
         parts.study = parts.rebuilt()
     configs = [[training.config for training in each.run.trainings("search")] for each in (whole, parts)]
     assert configs[0] == configs[1]
+
+
+def by_optuna_alone(simulated: Simulated) -> dict[str, Any]:
+    """What Optuna's own TPE suggests next, in a study of its own with every trial on record."""
+    spec = simulated.spec
+    space = distributions(spec.search)
+    plain = optuna.create_study(direction=study.direction(spec.search))
+    trainings = simulated.run.trainings("search")
+    plain.add_trials([study._as_trial(training, spec.search, space) for training in trainings])
+    if not trainings and spec.recipe_is_in_space:
+        plain.enqueue_trial({key: getattr(spec.recipe, key) for key in space})
+    plain.sampler = optuna.samplers.TPESampler(
+        seed=seed_of_trial(spec.seed, len(trainings)),
+        multivariate=True,
+        constant_liar=True,
+        n_startup_trials=2 * len(space),
+    )
+    return plain.ask(space).params
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("objective", ["val_loss", "val_accuracy"])
+def test_suggestions_are_those_of_optunas_own_sampler(tmp_path: Path, space: str, objective: str) -> None:
+    simulated = Simulated(tmp_path, a_spec(space, objective=objective, num_trials=40))
+    for _ in simulated.steps():
+        assert by_optuna_alone(simulated) == simulated.ask()
+
+
+@pytest.mark.parametrize("objective", ["val_loss", "val_accuracy"])
+def test_beyond_the_shortlist_a_study_made_again_suggests_what_the_undisturbed_one_does(
+    tmp_path: Path, objective: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shortlist, "NUM_LATEST", 10)
+    monkeypatch.setattr(shortlist, "NUM_BEST", 3)
+    simulated = Simulated(tmp_path, a_spec(objective=objective, num_trials=45))
+    differing = 0
+    for _ in simulated.steps():
+        again = simulated.rebuilt().suggest()
+        differing += again != by_optuna_alone(simulated)
+        assert again == simulated.ask()
+    assert differing > 10, "trials were left out"
+
+
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+@pytest.mark.parametrize("part_complete", [0.0, 0.02, 0.5], ids=["none complete", "few complete", "half complete"])
+def test_the_shortlist_holds_the_trials_that_tpe_takes_for_good(
+    direction: Literal["minimize", "maximize"], part_complete: float
+) -> None:
+    """And all that run, and the latest; the private functions say what TPE of this Optuna takes."""
+    chance = random.Random(5)
+    trials = [an_ended_trial(chance, part_complete) for _ in range(1300)]
+    trials[7] = optuna.trial.create_trial(state=TrialState.RUNNING)
+    whole, short = (
+        optuna.create_study(direction=direction, storage=storage)
+        for storage in (None, shortlist.ShortlistStorage(direction == "maximize"))
+    )
+    for each in (whole, short):
+        each.add_trials(trials)
+    scored = [TrialState.COMPLETE, TrialState.PRUNED]
+    assert default_gamma(len(whole.get_trials(states=scored))) == shortlist.NUM_BEST
+    good = [
+        [trial.number for trial in _split_trials(each, each.get_trials(states=scored), shortlist.NUM_BEST)[0]]
+        for each in (whole, short)
+    ]
+    assert good[0] == good[1]
+    latest = [trial.number for trial in whole.get_trials(states=scored)][-shortlist.NUM_LATEST :]
+    listed = [trial.number for trial in short.trials]
+    assert listed == sorted({*latest, *good[0], 7})
+
+
+def an_ended_trial(chance: random.Random, part_complete: float) -> FrozenTrial:
+    """With few values, so that many are as good as another."""
+    fate, value = chance.random(), float(chance.randrange(30))
+    if fate < part_complete:
+        return optuna.trial.create_trial(state=TrialState.COMPLETE, value=value, intermediate_values={3: value})
+    if fate > 0.95:
+        return optuna.trial.create_trial(state=TrialState.FAIL)
+    curve = dict.fromkeys(range(1, chance.randrange(1, 4)), math.nan if fate > 0.93 else value)
+    return optuna.trial.create_trial(state=TrialState.PRUNED, intermediate_values=curve)
 
 
 def suggestions(spec: JobSpec, folder: Path, seed: int = 0) -> list[dict[str, Any]]:
