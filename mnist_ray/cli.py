@@ -103,6 +103,10 @@ def _parser() -> argparse.ArgumentParser:
         job = _add(commands, name, command, text)
         job.add_argument("spec", type=Path, help="a job spec, such as jobs/quickstart.yaml")
         _add_job_options(job)
+    plan = _add(commands, "plan", _plan, "what a job would take, and what is in its way; nothing is started")
+    plan.add_argument("spec", type=Path, help="a job spec, such as jobs/mnist.yaml")
+    plan.add_argument("--price-per-hour", type=float, help="of the whole cluster, in any currency")
+    _add_job_options(plan)
     _add_reading_commands(commands)
     doctor = _add(commands, "doctor", _doctor, "what this machine and the cluster can do")
     doctor.add_argument("--data-dir", help="where the data sets lie")
@@ -206,6 +210,26 @@ def _do_job(arguments: argparse.Namespace, job: Callable[..., "RunDir"]) -> int:
         run = job(spec, site, display)
     _report_on(run)
     return 0
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from mnist_ray.config import SpecError
+    from mnist_ray.running.cluster import address_in_use, connected, local_capacity
+    from mnist_ray.running.plan import plan
+    from mnist_ray.running.provenance import PACKAGE
+
+    if arguments.price_per_hour is not None and arguments.price_per_hour < 0:
+        raise SpecError(f"--price-per-hour {arguments.price_per_hour:g}: must be 0 or more")
+    spec = _spec_of(arguments)
+    if address_in_use(arguments.address) == "local":
+        found = plan(spec, local_capacity())
+    else:
+        repository = PACKAGE.parent
+        upload = repository if (repository / "jobs" / "run.py").is_file() else None
+        with connected(arguments.address, arguments.ray_dir, arguments.verbose) as capacity:
+            found = plan(spec, capacity, upload)
+    print("\n".join(found.lines(arguments.price_per_hour)))
+    return EXIT_SPEC if found.obstacles else 0
 
 
 def _spec_of(arguments: argparse.Namespace) -> "JobSpec":
