@@ -22,6 +22,7 @@ from mnist_ray import (
     run_job,
     search_job,
     train_job,
+    write_report,
 )
 from mnist_ray.record.rundir import Training
 from mnist_ray.record.views import write_views
@@ -213,6 +214,22 @@ def test_more_trials_extend_a_search_and_reopen_the_choice(joined: str, tmp_path
     assert {key: later[key] for key in earlier} == earlier
     assert sorted(trial.id for trial in listener.trials if trial.stage == "search") == ["trial-0003", "trial-0004"]
     assert [entry["stage"] for entry in run.all_stages()].count("chosen") == 2
+
+
+def test_the_report_of_a_search_that_is_too_narrow_says_so_and_how_to_widen_it(joined: str, tmp_path: Path) -> None:
+    """The learning rates end where they begin to be of use."""
+    spec = small_spec(
+        tmp_path,
+        search__space={"learning_rate": {"choices": [1e-6, 1e-5, 1e-4]}},
+        search__num_trials=6,
+        search__early_stopping=None,
+    )
+    review = write_report(search_job(spec, Site(joined)))
+    assert review.search is not None
+    (warning,) = [each for each in review.search.warnings if each.patch]
+    assert "learning_rate 0.0001 at its high end" in warning.text
+    assert "[1.0e-06, 1.0e-05, 0.0001, 0.0002]" in (warning.patch or "")
+    assert "This run is not finished" in review.run.report.read_text()
 
 
 def test_a_trial_that_diverges_or_raises_is_recorded_and_never_chosen(joined: str, tmp_path: Path) -> None:

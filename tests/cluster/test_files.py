@@ -1,0 +1,72 @@
+"""What the files of `cluster/` name is there: paths, options, versions."""
+
+import re
+import shlex
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import mnist_ray
+from mnist_ray.cli import _parser
+from tests.ray_head import BIN, REPOSITORY
+
+CLUSTER = REPOSITORY / "cluster"
+DOCKERFILE = (CLUSTER / "image" / "Dockerfile").read_text()
+SBATCH = (CLUSTER / "slurm" / "job.sbatch").read_text()
+
+
+@pytest.mark.parametrize("script", [*CLUSTER.rglob("*.sh"), *CLUSTER.rglob("*.sbatch")], ids=lambda path: path.name)
+def test_every_script_is_bash_that_stops_at_errors(script: Path) -> None:
+    assert subprocess.run(["bash", "-n", script], capture_output=True, check=False).returncode == 0
+    if script.name != "settings.sh":  # which is sourced
+        assert "\nset -euo pipefail\n" in script.read_text()
+        assert script.suffix == ".sbatch" or script.stat().st_mode & 0o111
+
+
+def test_the_image_copies_what_is_there_and_nothing_else() -> None:
+    copied = [line.split()[1:-1] for line in DOCKERFILE.splitlines() if line.startswith("COPY ")]
+    names = {name for sources in copied for name in sources}
+    assert all((REPOSITORY / name).exists() for name in names)
+    allowed = (CLUSTER / "image" / "Dockerfile.dockerignore").read_text().splitlines()
+    assert {line[1:] for line in allowed if line.startswith("!")} == names
+    assert "*" in allowed
+
+
+def test_the_image_installs_by_hash_and_runs_as_nobody_special() -> None:
+    assert "--require-hashes" in DOCKERFILE
+    instructions = [line.split()[0] for line in DOCKERFILE.splitlines() if re.match(r"[A-Z]+ ", line)]
+    assert instructions.index("USER") > max(i for i, name in enumerate(instructions) if name in ("RUN", "COPY"))
+    assert re.search(r"^USER ray$", DOCKERFILE, re.MULTILINE)
+    assert "http" not in DOCKERFILE
+
+
+def test_versions_are_those_of_the_project() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    lowest = re.match(r">=([\d.]+)", project["requires-python"])
+    assert lowest is not None
+    assert f"FROM python:{lowest[1]}-slim" in DOCKERFILE
+    assert f"mnist-ray:{mnist_ray.__version__} ." in DOCKERFILE
+
+
+def test_slurm_calls_what_exists_with_options_that_it_takes() -> None:
+    joined = SBATCH.replace("\\\n", " ")
+    (line,) = [line for line in joined.splitlines() if line.startswith("srun ")]
+    ray, _, command = line.removesuffix("&").partition(" -- ")
+    words = shlex.split(command)
+    assert words[0] == "python" and (REPOSITORY / words[1]).is_file()
+    options = [word for word in words if word.startswith("--")]
+    arguments = ["run", "jobs/mnist.yaml", *(part for option in options for part in (option, "x"))]
+    assert _parser().parse_args(arguments).storage == "x"
+    known = subprocess.run([BIN / "ray", "symmetric-run", "--help"], capture_output=True, text=True, check=True).stdout
+    known += subprocess.run([BIN / "ray", "start", "--help"], capture_output=True, text=True, check=True).stdout
+    used = [word for word in shlex.split(ray.partition("symmetric-run")[2]) if word.startswith("--")]
+    assert used and all(f"{option} " in known for option in used)
+
+
+def test_slurm_goes_on_after_a_preemption_and_is_told_before_the_time_is_over() -> None:
+    directives = dict(re.findall(r"^#SBATCH --([a-z-]+)(?:=(\S+))?$", SBATCH, re.MULTILINE))
+    assert "requeue" in directives and directives["open-mode"] == "append"
+    assert re.fullmatch(r"B:TERM@\d+", directives["signal"])
+    assert "scontrol requeue" in SBATCH

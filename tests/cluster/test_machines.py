@@ -1,0 +1,165 @@
+"""The scripts that start a head and join workers by hand: two nodes on this machine, really started."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.ray_head import BIN, REPOSITORY, descendants
+
+SCRIPTS = REPOSITORY / "cluster" / "machines"
+
+
+@dataclass(frozen=True)
+class Cluster:
+    folder: Path
+    address: str
+    dashboard_port: int
+    pids: dict[str, int]
+
+    @property
+    def token(self) -> Path:
+        return self.folder / "token"
+
+    def environment(self, **changes: str) -> dict[str, str]:
+        return {
+            **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+            "RAY_AUTH_TOKEN_PATH": str(self.token),
+            "PATH": f"{BIN}:{os.environ['PATH']}",
+            **changes,
+        }
+
+
+def free_block(count: int) -> int:
+    """The first of so many ports in a row, none of them in use."""
+    for first in range(23_000, 32_000, 100):
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            for port in range(first, first + count):
+                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+            return first
+    raise RuntimeError("no ports are free")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A head without work and one node with two CPUs, each with its own ports."""
+    folder = Path(tempfile.mkdtemp(prefix="mrm-", dir="/tmp"))  # short: sockets lie below it
+    base = free_block(80)
+    made = Cluster(folder, f"127.0.0.1:{base}", base + 10, {})
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(name: str, script: str, *arguments: str, **settings: str) -> None:
+        with (folder / f"{name}.log").open("w") as log:
+            command: list[str | Path] = [
+                SCRIPTS / script,
+                *arguments,
+                "--block",
+                "--node-ip-address=127.0.0.1",
+                "--num-gpus=0",
+            ]
+            process = subprocess.Popen(command, env=made.environment(**settings), stdout=log, stderr=log, cwd=folder)
+        started.append(process)
+        made.pids[name] = process.pid
+
+    try:
+        start(
+            "head", "head.sh", "--num-cpus=0", f"--temp-dir={folder / 'ray'}", f"--ray-client-server-port={base + 11}",
+            PORT_BASE=str(base), WORKER_PORTS=f"{base + 20}-{base + 39}", DASHBOARD_PORT=str(base + 10),
+        )  # fmt: skip
+        wait_for_nodes(made, 1)
+        ports = {"PORT_BASE": str(base + 12), "WORKER_PORTS": f"{base + 40}-{base + 59}"}
+        start("node", "join.sh", made.address, "--num-cpus=2", **ports)
+        wait_for_nodes(made, 2)
+        yield made
+    finally:
+        for process in started:
+            for pid in [*descendants(process.pid), process.pid]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            process.wait(timeout=60)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+COUNT = "import ray; ray.init(address=%r, logging_level=40); print(sum(node['Alive'] for node in ray.nodes()))"
+
+
+def nodes_seen(cluster: Cluster, **changes: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-c", COUNT % cluster.address]
+    environment = cluster.environment(RAY_AUTH_MODE="token", **changes)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+def wait_for_nodes(cluster: Cluster, count: int) -> None:
+    said = ""
+    for _ in range(30):
+        if (cluster.token).exists():
+            seen = nodes_seen(cluster)
+            if seen.stdout.strip() == str(count):
+                return
+            said = seen.stdout + seen.stderr
+        time.sleep(1)
+    logs = "\n".join(log.read_text() for log in cluster.folder.glob("*.log"))
+    raise RuntimeError(f"{count} nodes were waited for in vain: {said}\n{logs}")
+
+
+def test_the_token_is_made_once_and_is_its_owners_alone(cluster: Cluster) -> None:
+    assert cluster.token.stat().st_mode & 0o777 == 0o600
+    assert len(cluster.token.read_text()) == 64
+    assert "A token was made" in (cluster.folder / "head.log").read_text()
+    assert cluster.token.read_text() not in "".join(log.read_text() for log in cluster.folder.glob("*.log"))
+
+
+def test_nobody_gets_in_without_the_token(cluster: Cluster) -> None:
+    wrong = cluster.folder / "wrong"
+    wrong.write_text("0" * 64)
+    wrong.chmod(0o600)
+    refused = nodes_seen(cluster, RAY_AUTH_TOKEN_PATH=str(wrong))
+    assert refused.returncode != 0
+    assert "2" not in refused.stdout
+
+
+def test_a_job_runs_on_the_node_that_joined_and_not_on_the_head(cluster: Cluster) -> None:
+    """The doctor joins, asks every node for its packages, and counts CPUs."""
+    command = [sys.executable, "-m", "mnist_ray.cli", "doctor", "--address", cluster.address]
+    environment = cluster.environment(RAY_AUTH_MODE="token", PYTHONPATH=str(REPOSITORY))
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    (line,) = [line for line in done.stdout.splitlines() if "cluster" in line]
+    assert line.startswith("ok") and "2 CPUs, 0 GPUs" in line, done.stdout + done.stderr
+
+
+def test_the_dashboard_and_the_job_server_listen_on_loopback_alone(cluster: Cluster) -> None:
+    listened = subprocess.run(["ss", "-ltnH"], capture_output=True, text=True, check=True).stdout
+    places = {
+        line.split()[3].rpartition(":")[0] for line in listened.splitlines() if f":{cluster.dashboard_port} " in line
+    }
+    assert places == {"127.0.0.1"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [([], "name the head"), (["--num-cpus=1"], "name the head"), (["10.0.0.1"], "copy it from the head")],
+)
+def test_a_mistake_gets_one_line_that_says_what_to_do(tmp_path: Path, arguments: list[str], said: str) -> None:
+    environment = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "RAY_AUTH_TOKEN_PATH": str(tmp_path / "absent")}
+    command: list[str | Path] = [SCRIPTS / "join.sh", *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert said in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_without_ray_on_the_path_both_say_how_to_get_it() -> None:
+    for script in ("head.sh", "join.sh"):
+        command = ["/bin/bash", str(SCRIPTS / script), "somewhere"]
+        environment = {"PATH": "/usr/bin:/bin", "HOME": "/nonexistent"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 2 and "no 'ray' on the path" in done.stderr
