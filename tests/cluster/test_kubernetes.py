@@ -1,0 +1,193 @@
+"""The manifests against KubeRay's definitions, and what they promise: a resume, no root, a head without work."""
+
+import copy
+import os
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import yaml
+from jsonschema import Draft202012Validator
+
+import mnist_ray
+from mnist_ray.cli import _parser
+from mnist_ray.config import load_spec
+from tests.ray_head import REPOSITORY
+
+KUBERNETES = REPOSITORY / "cluster" / "kubernetes"
+SCHEMAS = os.environ.get("MNIST_RAY_TEST_SCHEMAS")
+OVERLAYS = ("cpu", "gpu")
+MANIFESTS = sorted(
+    path for path in KUBERNETES.rglob("*.yaml") if path.name not in ("kustomization.yaml", "gpu-workers.yaml")
+)
+
+
+def read(path: Path) -> Any:
+    return yaml.safe_load(path.read_text())
+
+
+def job_of(overlay: str) -> dict[str, Any]:
+    """The RayJob as an overlay makes it: of kustomize's means these overlays use images and JSON patches."""
+    job: dict[str, Any] = read(KUBERNETES / "base" / "rayjob.yaml")
+    for patch in read(KUBERNETES / "overlays" / overlay / "kustomization.yaml")["patches"]:
+        if patch["target"]["kind"] == "RayJob":
+            for operation in read(KUBERNETES / "overlays" / overlay / patch["path"]):
+                _apply(job, operation)
+    return job
+
+
+def _apply(target: Any, operation: dict[str, Any]) -> None:
+    *parents, last = operation["path"].strip("/").split("/")
+    for name in parents:
+        target = target[name]
+    if last == "-":
+        assert operation["op"] == "add"
+        target.append(operation["value"])
+    else:
+        assert operation["op"] == "replace" and last in target
+        target[last] = operation["value"]
+
+
+def pods_of(job: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    cluster = job["spec"]["rayClusterSpec"]
+    yield "submitter", job["spec"]["submitterPodTemplate"]["spec"]
+    yield "head", cluster["headGroupSpec"]["template"]["spec"]
+    for group in cluster["workerGroupSpecs"]:
+        yield group["groupName"], group["template"]["spec"]
+
+
+def closed(schema: Any) -> Any:
+    """The API server drops fields that it does not know without a word; here they are errors."""
+    if isinstance(schema, list):
+        return [closed(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    inner = {key: closed(value) for key, value in schema.items()}
+    is_object = isinstance(schema.get("properties"), dict) and schema.get("type") == "object"
+    if is_object and not schema.get("x-kubernetes-preserve-unknown-fields") and "additionalProperties" not in schema:
+        inner["additionalProperties"] = False
+    if schema.get("x-kubernetes-int-or-string"):
+        inner.pop("anyOf", None)
+        inner["type"] = ["integer", "string"]
+    return inner
+
+
+def faults(manifest: dict[str, Any]) -> list[str]:
+    if SCHEMAS is None:
+        pytest.skip("MNIST_RAY_TEST_SCHEMAS names no folder with KubeRay's definitions")
+    kind = manifest["kind"].lower()
+    definition = read(Path(SCHEMAS) / f"ray.io_{kind}s.yaml")
+    (version,) = [each for each in definition["spec"]["versions"] if each["name"] == "v1"]
+    schema = closed(version["schema"]["openAPIV3Schema"])
+    schema["properties"]["metadata"] = {"type": "object"}
+    return [f"{error.json_path}: {error.message[:200]}" for error in Draft202012Validator(schema).iter_errors(manifest)]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_job_is_one_by_kuberays_definition(overlay: str) -> None:
+    assert faults(job_of(overlay)) == []
+
+
+def test_the_cluster_is_one_by_kuberays_definition() -> None:
+    assert faults(read(KUBERNETES / "many-jobs" / "raycluster.yaml")) == []
+
+
+@pytest.mark.parametrize("mistake", ["spec.backofLimit", "spec.rayClusterSpec.headGroupSpec.rayStartParam"])
+def test_the_definition_notices_a_misspelt_field(mistake: str) -> None:
+    job = job_of("cpu")
+    *parents, last = mistake.split(".")
+    part = job
+    for name in parents:
+        part = part[name]
+    part[last] = 1
+    assert any(last in fault for fault in faults(job))
+
+
+def test_both_kinds_of_cluster_have_the_same_pods() -> None:
+    job, cluster = read(KUBERNETES / "base" / "rayjob.yaml"), read(KUBERNETES / "many-jobs" / "raycluster.yaml")
+    assert job["spec"]["rayClusterSpec"] == cluster["spec"]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_entry_point_is_a_command_with_a_fixed_name_on_the_shared_volume(overlay: str) -> None:
+    job = job_of(overlay)
+    program, *arguments = shlex.split(job["spec"]["entrypoint"])
+    parsed = _parser().parse_args(arguments)
+    assert program == "mnist-ray"
+    assert (REPOSITORY / parsed.spec).is_file()
+    assert parsed.name, "a retry goes on with the run of that name"
+    for name, pod in pods_of(job):
+        if name != "submitter":
+            mounts = {mount["mountPath"]: mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
+            volumes = {volume["name"]: volume for volume in pod["volumes"]}
+            assert set(mounts.values()) == set(volumes)
+            assert volumes[mounts[parsed.storage]]["persistentVolumeClaim"]["claimName"] == "mnist-results"
+            assert volumes[mounts["/dev/shm"]]["emptyDir"]["medium"] == "Memory"
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_what_the_cluster_has_at_the_start_is_enough_for_the_spec(overlay: str) -> None:
+    job = job_of(overlay)
+    spec = load_spec(REPOSITORY / _parser().parse_args(shlex.split(job["spec"]["entrypoint"])[1:]).spec)
+    cpus, gpus = 0, 0
+    for group in job["spec"]["rayClusterSpec"]["workerGroupSpecs"]:
+        limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+        assert group["minReplicas"] == group["replicas"] <= group["maxReplicas"]
+        cpus += group["minReplicas"] * int(limits["cpu"])
+        gpus += group["minReplicas"] * int(limits.get("nvidia.com/gpu", 0))
+    assert cpus >= max(spec.retrain.workers * spec.retrain.cpus_per_worker, spec.search.cpus_per_trial)
+    assert gpus >= max(spec.retrain.workers * spec.retrain.gpus_per_worker, spec.search.gpus_per_trial)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_no_pod_is_root_or_without_limits_and_all_run_this_release(overlay: str) -> None:
+    job = job_of(overlay)
+    for name, pod in pods_of(job):
+        assert pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["runAsUser"] > 0, name
+        for container in pod["containers"]:
+            assert container["image"] == f"mnist-ray:{mnist_ray.__version__}", name
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "capabilities": {"drop": ["ALL"]},
+            }
+            assert {"cpu", "memory"} <= container["resources"]["limits"].keys(), name
+    cluster = job["spec"]["rayClusterSpec"]
+    assert cluster["rayVersion"] == ray.__version__
+    assert cluster["authOptions"]["mode"] == "token"
+    assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+
+
+def test_a_retry_a_deadline_and_an_end_are_set() -> None:
+    spec = job_of("cpu")["spec"]
+    assert spec["backoffLimit"] > 0 and spec["activeDeadlineSeconds"] > 3600
+    assert spec["shutdownAfterJobFinishes"] and spec["ttlSecondsAfterFinished"] > 0
+    graces = [pod.get("terminationGracePeriodSeconds", 60) for _, pod in pods_of(job_of("cpu"))]
+    assert min(graces) >= 30  # a driver stops within ten seconds
+
+
+def test_every_file_is_named_by_a_kustomization_or_by_the_page_that_tells_how_to_use_it() -> None:
+    named = {
+        (kustomization.parent / resource).resolve()
+        for kustomization in KUBERNETES.rglob("kustomization.yaml")
+        for resource in read(kustomization)["resources"]
+    }
+    page = (REPOSITORY / "docs" / "clusters.md").read_text() + (
+        KUBERNETES / "many-jobs" / "raycluster.yaml"
+    ).read_text()
+    assert all(path.exists() for path in named)
+    assert all(path in named or str(path.relative_to(REPOSITORY)) in page for path in MANIFESTS)
+
+
+def test_overlays_set_the_image_and_the_storage_class_and_nothing_names_a_registry() -> None:
+    for overlay in OVERLAYS:
+        kustomization = read(KUBERNETES / "overlays" / overlay / "kustomization.yaml")
+        (image,) = kustomization["images"]
+        assert image["name"] == "mnist-ray" and image["newTag"] == mnist_ray.__version__
+        assert any(patch["target"]["kind"] == "PersistentVolumeClaim" for patch in kustomization["patches"])
+    assert not re.search(
+        r"[a-z0-9-]+\.(io|com|dev)/[a-z0-9-]+/", "".join(copy.deepcopy(p.read_text()) for p in MANIFESTS)
+    )
