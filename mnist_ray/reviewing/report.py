@@ -10,7 +10,8 @@ import plotly.graph_objects as go
 
 from mnist_ray import __version__
 from mnist_ray.config import dump_spec
-from mnist_ray.files import write_atomic
+from mnist_ray.files import CorruptFileError, write_atomic
+from mnist_ray.record.log import REMEDY
 from mnist_ray.record.rundir import RunDir
 from mnist_ray.reviewing import illustrations, tables
 from mnist_ray.reviewing.model_card import model_card
@@ -28,7 +29,8 @@ def write_report(run: RunDir) -> Review:
     write_atomic(run.results_markdown, markdown.encode())
     if review.choice is not None:
         weights = run.model_content(review.choice)
-        assert weights is not None
+        if weights is None:
+            raise CorruptFileError(f"{run.record}: {review.choice} was tested and has no model: {REMEDY}")
         write_atomic(run.model_folder / "model.safetensors", weights)
         card = model_card(run, review.spec, review.choice, review.table, review.verdict)
         write_atomic(run.model_folder / "README.md", card.encode())

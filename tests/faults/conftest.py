@@ -49,7 +49,8 @@ class Place:
         """What a user can do with a run, by name: the arguments of `mnist-ray`."""
         given: dict[str, list[str | Path]] = {
             "list": ["results"],
-            "compare": ["results", NAME],
+            "compare": ["compare", NAME, NAME],
+            "report": ["report", NAME],
             "evaluate": ["evaluate", NAME],
             "predict": ["predict", self.image, "--run", NAME],
             "predict with the latest": ["predict", self.image],

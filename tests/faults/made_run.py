@@ -78,7 +78,13 @@ def _start(run: RunDir, spec: JobSpec) -> None:
         "split_sha256": split.sha256,
         "num_training": len(examples),
     }
-    run.record_stage("started", spec=spec.model_dump(mode="json"), data=facts, versions={}, cluster={})
+    run.record_stage(
+        "started",
+        spec=spec.model_dump(mode="json"),
+        data=facts,
+        versions={},
+        cluster={"cpus": 2, "gpus": 0, "processors": ["made"]},
+    )
 
 
 def _train(run: RunDir, training_id: str, stage: str, config: TrainingConfig, num_epochs: int, **known: Any) -> bytes:

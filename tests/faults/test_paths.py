@@ -42,13 +42,14 @@ def test_a_name_that_is_no_name_is_refused_before_anything_is_made(
 
 
 @pytest.mark.parametrize("name", HOSTILE_NAMES, ids=lambda name: ascii(name)[:20])
-@pytest.mark.parametrize("command", ["results", "evaluate", "predict"])
+@pytest.mark.parametrize("command", ["report", "compare", "evaluate", "predict"])
 def test_reading_a_run_of_such_a_name_makes_nothing_and_fails_clearly(
     tmp_path: Path, name: str, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     where = ["--storage", str(tmp_path / "storage")]
-    given = {"results": ["results", "--", name], "evaluate": ["evaluate", "--", name]}
+    given = {"compare": ["compare", "--", name, name]}
+    given |= {each: [each, "--", name] for each in ("report", "evaluate")}
     arguments = given.get(command, ["predict", str(tmp_path / "x.png"), f"--run={name}"])
     assert main([arguments[0], *where, *arguments[1:]]) in (2, 6)
     assert capsys.readouterr().err.startswith("mnist-ray: ")
