@@ -10,13 +10,14 @@ import multiprocessing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import torch
 from scipy import stats
 from torch import nn
 from torch.nn import functional
 
-from mnist_ray.config import TrainingConfig
+from mnist_ray.config import Precision, TrainingConfig
 from mnist_ray.learning import data
 from mnist_ray.learning.metrics import Score
 from mnist_ray.learning.model import MnistCNN
@@ -39,9 +40,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--processes", type=int, default=2, help="each computes on one thread")
+    parser.add_argument("--precision", choices=get_args(Precision), default="float32", help="of mnist_ray's step")
     arguments = parser.parse_args()
     data.fetch("mnist", arguments.data_dir)
-    compare = partial(train_both, arguments.data_dir, arguments.epochs)
+    compare = partial(train_both, arguments.data_dir, arguments.epochs, arguments.precision)
     with multiprocessing.get_context("spawn").Pool(arguments.processes) as pool:
         pairs = []
         for pair in pool.imap(compare, range(1, arguments.seeds + 1)):
@@ -56,14 +58,14 @@ def main() -> None:
     say("loss, nats", [pair.ours.loss - pair.torchs.loss for pair in pairs])
 
 
-def train_both(folder: Path, num_epochs: int, seed: int) -> Pair:
+def train_both(folder: Path, num_epochs: int, precision: Precision, seed: int) -> Pair:
     prepare_to_train(1)
     examples = data.load_training("mnist", folder)
     split = data.stratified_split(examples.labels, NUM_HELD_BACK, seed=0)
     learnt, held_back = examples.take(split.train), examples.take(split.validation)
     train, scored = (Examples.of(part, torch.device("cpu")) for part in (learnt, held_back))
     pixels = data.pixel_statistics(learnt.images)
-    config = TrainingConfig(num_epochs=num_epochs, seed=seed)
+    config = TrainingConfig(num_epochs=num_epochs, seed=seed, precision=precision)
     state = TrainState.initial(config, pixels)
     weights = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
     for _ in fit(state, TrainingData(train, None, pixels), config):

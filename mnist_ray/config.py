@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 DataSetName = Literal["mnist", "fashion_mnist", "kmnist", "qmnist", "digits"]
 SecondTest = Literal["qmnist50k"]  # QMNIST's 50,000 test images that MNIST does not have
 Objective = Literal["val_loss", "val_accuracy"]
+Precision = Literal["float32", "bfloat16"]  # of the convolutions in training; all else is float32
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -46,6 +47,7 @@ class TrainingConfig(Hyperparameters):
 
     num_epochs: int = Field(ge=1)
     seed: int = Field(0, ge=0)
+    precision: Precision = "float32"
 
 
 class Range(_Part):
@@ -176,6 +178,7 @@ class JobSpec(_Part):
     seed: int = Field(0, ge=0, lt=2**31)  # of the split, the suggestions and the trials
     data: Data
     recipe: Hyperparameters = Hyperparameters()
+    precision: Precision = "float32"
     search: Search = Search()
     confirm: Confirm | None = Confirm()
     retrain: Retrain = Retrain()
@@ -214,7 +217,7 @@ class JobSpec(_Part):
                 )
 
     def training(self, values: Hyperparameters, num_epochs: int, seed: int) -> TrainingConfig:
-        return TrainingConfig(**values.model_dump(), num_epochs=num_epochs, seed=seed)
+        return TrainingConfig(**values.model_dump(), num_epochs=num_epochs, seed=seed, precision=self.precision)
 
     @property
     def recipe_is_in_space(self) -> bool:

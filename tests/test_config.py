@@ -360,6 +360,7 @@ OTHER_VALUES: dict[str, Any] = {
     "confirm.top_k": 4,
     "confirm.seeds": 3,
     "test.also": ["qmnist50k"],
+    "precision": "bfloat16",
     "name": "other",
     "seed": 1,
     "data.name": "mnist",

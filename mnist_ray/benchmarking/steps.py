@@ -5,7 +5,7 @@ All train the same network with the same optimizer on MNIST in batches of 128, e
 - the usual loop: that of PyTorch's MNIST example (torchvision's data set and transforms, a DataLoader, the network from
   torch's own layers), with the numbers of loader processes and threads at which it is fastest;
 - the same with the images held in memory and indexed by batch;
-- the step of mnist_ray, its metrics included.
+- the step of mnist_ray, its metrics included, with convolutions in float32 and in bfloat16.
 """
 
 import atexit
@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
 from mnist_ray.benchmarking.findings import Section
-from mnist_ray.config import TrainingConfig
+from mnist_ray.config import Precision, TrainingConfig
 from mnist_ray.learning import data
 from mnist_ray.learning.cuda_graph import capture_for
 from mnist_ray.learning.process import prepare_to_train
@@ -37,6 +37,7 @@ BATCH_SIZE = 128
 WARM_UP_STEPS = 8  # in each round: batches that loader processes have prepared meanwhile are used up
 STEPS_PER_ROUND = 30
 USUAL, IN_MEMORY, OURS, OURS_ON_GPU = "usual loop", "images in memory", "mnist_ray", "mnist_ray on the GPU"
+OURS_IN_BFLOAT16 = "mnist_ray, bfloat16"
 
 Step = Callable[[], None]
 
@@ -88,6 +89,7 @@ def measure_steps(data_dir: Path, num_rounds: int) -> Section:
             *(Contestant(USUAL, num_threads, data_dir, num_loaders) for num_loaders in (0, 1, 2)),
             Contestant(IN_MEMORY, num_threads, data_dir),
             Contestant(OURS, num_threads, data_dir),
+            Contestant(OURS_IN_BFLOAT16, num_threads, data_dir),
         )
     ]
     if torch.cuda.is_available():
@@ -124,6 +126,7 @@ def _section(contestants: Sequence[Contestant], num_rounds: int) -> Section:
             "CPU time of a step in one process and one thread, usual loop to mnist_ray": (
                 alone[f"{USUAL}, 0 loader processes"] / alone[OURS]
             ),
+            "CPU time of a step in one thread, mnist_ray in float32 to bfloat16": alone[OURS] / alone[OURS_IN_BFLOAT16],
         },
     )
 
@@ -142,7 +145,8 @@ def _serve(connection: Connection, kind: str, num_threads: int, folder: Path, nu
         step = in_memory_step(Examples.of(examples, torch.device("cpu")), pixels)
     else:
         prepare_to_train(num_threads)
-        step = our_step(examples, pixels, torch.device("cuda" if kind == OURS_ON_GPU else "cpu"))
+        device = torch.device("cuda" if kind == OURS_ON_GPU else "cpu")
+        step = our_step(examples, pixels, device, "bfloat16" if kind == OURS_IN_BFLOAT16 else "float32")
     while connection.recv() is not None:
         for _ in range(WARM_UP_STEPS):
             step()
@@ -211,10 +215,12 @@ def _torchs_step() -> Callable[[Tensor, Tensor], None]:
     return step
 
 
-def our_step(images: data.LabelledImages, pixels: data.PixelStatistics, device: torch.device) -> Step:
+def our_step(
+    images: data.LabelledImages, pixels: data.PixelStatistics, device: torch.device, precision: Precision
+) -> Step:
     """The step of trials and retraining, its metrics included."""
     worker, examples = Worker(device=device), Examples.of(images, device)
-    state = TrainState.initial(TrainingConfig(num_epochs=1), pixels, worker)
+    state = TrainState.initial(TrainingConfig(num_epochs=1, precision=precision), pixels, worker)
     steps = Steps(state.model, state.optimizer, examples, worker, capture_for(device, 1))
     steps.begin_epoch()
     return lambda: steps.take(torch.randint(len(examples), (BATCH_SIZE,), device=device), BATCH_SIZE)

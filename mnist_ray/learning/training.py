@@ -122,7 +122,7 @@ class TrainState:
     ) -> "TrainState":
         """The state before the first epoch; the same on every rank and for any number of ranks."""
         with _seeded(config.seed, "initial weights"):
-            model = MnistCNN(config.dropout, statistics.mean, statistics.std)
+            model = MnistCNN(config.dropout, statistics.mean, statistics.std, config.precision)
         model.to(worker.device, dtype)
         # Channels last in memory: a step takes about 0.7 times as long on the CPU.
         model.to(memory_format=torch.channels_last)

@@ -37,6 +37,8 @@ def protocol(review: Review) -> list[str]:
         f"Retraining: {beside}, {spec.retrain.num_epochs} epochs on all training images, validation included, seeds "
         f"{seeds}."
     )
+    if spec.precision != "float32":
+        lines.append(f"All trainings: convolutions in {spec.precision}, everything else in float32.")
     unsealed = run.stage("unsealed")
     also = f", and {', '.join(spec.test.also)} with it" if spec.test.also else ""
     lines.append(

@@ -1,13 +1,15 @@
 """The network of the origin: its size, its shapes, what it takes, and that what is saved is what was trained."""
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn import functional
 
+from mnist_ray.config import Precision
 from mnist_ray.files import CorruptFileError
 from mnist_ray.learning.checkpoint import model_from_bytes, model_to_bytes
 from mnist_ray.learning.model import MnistCNN
@@ -123,3 +125,38 @@ def test_a_damaged_header_ends_in_a_model_or_in_our_own_error(place: int, byte: 
         model_from_bytes(bytes(whole))
     except CorruptFileError:
         return
+
+
+def test_in_bfloat16_only_the_convolutions_round_and_gradients_stay_near() -> None:
+    """Two blocks' products of factors with 8 significant bits: a relative error of some 2**-8."""
+    images = torch.randint(0, 256, (64, 1, 28, 28), dtype=torch.uint8)
+    labels = torch.randint(0, 10, (64,))
+    networks = []
+    for precision in get_args(Precision):
+        torch.manual_seed(0)
+        networks.append(MnistCNN(0.0, 0.13, 0.31, precision).to(memory_format=torch.channels_last).train())
+    logits, gradients = [], []
+    for network in networks:
+        said = network(images)
+        functional.cross_entropy(said, labels).backward()
+        logits.append(said.detach())
+        gradients.append(
+            torch.cat([weight.grad.flatten() for weight in network.parameters() if weight.grad is not None])
+        )
+    assert all(each.dtype == torch.float32 for each in (*logits, *gradients))
+    assert not logits[0].equal(logits[1]), "the option has an effect"
+    assert (logits[0] - logits[1]).norm() / logits[0].norm() < 0.02
+    assert (gradients[0] - gradients[1]).norm() / gradients[0].norm() < 0.05
+    for name, buffer in networks[0].named_buffers():
+        other = dict(networks[1].named_buffers())[name]
+        torch.testing.assert_close(buffer, other, rtol=0.02, atol=0.02)
+
+
+def test_a_network_trained_in_bfloat16_predicts_in_float32() -> None:
+    images = torch.randint(0, 256, (8, 1, 28, 28), dtype=torch.uint8)
+    torch.manual_seed(0)
+    trained = MnistCNN(0.0, precision="bfloat16").eval()
+    plain = MnistCNN(0.0).eval()
+    plain.load_state_dict(trained.state_dict())
+    with torch.no_grad():
+        assert trained(images).equal(plain(images))
