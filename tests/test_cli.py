@@ -37,6 +37,17 @@ def test_help_needs_none_of_the_heavy_imports() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_a_typing_mistake_is_answered_without_the_heaviest_imports() -> None:
+    program = (
+        "import sys, mnist_ray.cli\n"
+        "code = mnist_ray.cli.main(['run', 'jobs/absent.yaml'])\n"
+        "heavy = {'torch', 'ray', 'plotly', 'sklearn', 'statsmodels'} & set(sys.modules)\n"
+        "sys.exit(str(heavy) if heavy else code)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+
+
 def test_importing_the_package_does_nothing() -> None:
     program = "import sys, mnist_ray; sys.exit(len({'torch', 'ray', 'numpy', 'yaml'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, check=False).returncode == 0

@@ -4,10 +4,10 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 from mnist_ray.config import JobSpec, Search
-from mnist_ray.record.rundir import Training
+from mnist_ray.record.rundir import RunDir, Training
 from mnist_ray.record.study import direction
 
 
@@ -103,3 +103,23 @@ def confirmed_score(spec: JobSpec, trial: Training, confirmed: Sequence[Training
 def confirmations_of(trial_id: str, confirmed: Sequence[Training]) -> list[Training]:
     """Those of one trial's configuration."""
     return [training for training in confirmed if training.asked["of"] == trial_id]
+
+
+@dataclass(frozen=True)
+class ScoredModel:
+    """A retraining that was tested. scores: what the test stage has on record of it, test_accuracy among them."""
+
+    id: str
+    seed: int
+    scores: dict[str, Any]
+
+
+def scored_models(run: RunDir, role: Literal["choice", "baseline"]) -> list[ScoredModel]:
+    """The tested retrainings of the choice (which may be the recipe itself) or of the baseline, in the seeds' order."""
+    planned = (run.stage("chosen") or {}).get("retrainings", [])
+    scores = (run.stage("tested") or {}).get("scores", {})
+    return [
+        ScoredModel(plan["id"], plan["config"]["seed"], scores[plan["id"]])
+        for plan in planned
+        if plan["role"].startswith(role) and plan["id"] in scores
+    ]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mnist_ray.config import flat_spec, parse_spec
-from mnist_ray.record.results import results_table
+from mnist_ray.record.choice import scored_models
 from mnist_ray.record.rundir import RunDir
 from mnist_ray.reviewing.errors import predictions
 from mnist_ray.reviewing.significance import (
@@ -16,7 +16,7 @@ from mnist_ray.reviewing.significance import (
     paired_over_seeds,
     unpaired_over_seeds,
 )
-from mnist_ray.reviewing.summary import interval_of, retrained_rows
+from mnist_ray.reviewing.summary import interval_of, percent
 from mnist_ray.reviewing.verdict import points
 
 # Where a run lies and what it is called are no differences between runs.
@@ -53,22 +53,16 @@ def comparison_text(runs: Sequence[RunDir], comparisons: Sequence[Comparison]) -
 
 
 def _outcome(run: RunDir) -> str:
-    rows = [row for row in retrained_rows(results_table(run)).to_dict("records") if _is_choice(row)]
-    tested = [row for row in rows if row["test_correct"] == row["test_correct"] and row["test_examples"]]
-    if not tested:
+    models = scored_models(run, "choice")
+    if not models:
         return f"{run.path.name}: not tested yet"
     told = "; ".join(
-        f"seed {row['seed']} {100 * row['test_accuracy']:.2f} % "
-        f"({100 * interval_of(row).low:.2f} to {100 * interval_of(row).high:.2f} %), loss {row['test_loss']:.4f}"
-        for row in tested
+        f"seed {model.seed} {100 * model.scores['test_accuracy']:.2f} % ({percent(interval_of(model.scores))}), "
+        f"loss {model.scores['test_loss']:.4f}"
+        for model in models
     )
-    row = tested[0]
-    recipe = f"learning_rate {row['learning_rate']:.4g}, dropout {row['dropout']:.4g}, batch_size {row['batch_size']}"
-    return f"{run.path.name}: choice ({recipe}): {told}"
-
-
-def _is_choice(row: Any) -> bool:
-    return str(row["role"]).startswith("choice")
+    values = (run.stage("chosen") or {})["hyperparameters"]
+    return f"{run.path.name}: choice ({', '.join(f'{name} {value:.4g}' for name, value in values.items())}): {told}"
 
 
 def _compared(first: RunDir, other: RunDir) -> Comparison:
@@ -85,35 +79,24 @@ def _compared(first: RunDir, other: RunDir) -> Comparison:
 
 
 def _difference(first: RunDir, other: RunDir) -> tuple[Difference | None, str]:
-    sides = [_tested_choices(run) for run in (other, first)]
+    sides = [{model.seed: model for model in scored_models(run, "choice")} for run in (other, first)]
     if not all(sides):
         return None, "not compared: not both are tested"
     if _data(first) != _data(other):
         return None, "not compared: they were trained on different data"
-    accuracies = [{seed: score["test_accuracy"] for seed, (_, score) in side.items()} for side in sides]
+    accuracies = [{seed: model.scores["test_accuracy"] for seed, model in side.items()} for side in sides]
     shared = sorted(accuracies[0].keys() & accuracies[1].keys())
     if len(shared) >= FEWEST_SEEDS:
         return paired_over_seeds(*([side[seed] for seed in shared] for side in accuracies)), ""
     if min(map(len, accuracies)) >= FEWEST_SEEDS:
         return unpaired_over_seeds(*(list(side.values()) for side in accuracies)), ""
     note = "; fewer than three seeds: of these networks only"
-    (own_id, own), (first_id, its) = (next(iter(side.values())) for side in sides)
-    said, said_first = predictions(other, own_id), predictions(first, first_id)
+    own, its = (next(iter(side.values())) for side in sides)
+    said, said_first = predictions(other, own.id), predictions(first, its.id)
     if said is not None and said_first is not None and (said.labels == said_first.labels).all():
         return mcnemar(said.is_right, said_first.is_right), note
-    rights = [(score["test_correct"], score["test_examples"]) for score in (own, its)]
+    rights = [(model.scores["test_correct"], model.scores["test_examples"]) for model in (own, its)]
     return of_proportions(*rights), note
-
-
-def _tested_choices(run: RunDir) -> dict[int, tuple[str, dict[str, Any]]]:
-    """By seed: the retraining of the choice, and its scores."""
-    scores = (run.stage("tested") or {}).get("scores", {})
-    planned = (run.stage("chosen") or {}).get("retrainings", [])
-    return {
-        plan["config"]["seed"]: (plan["id"], scores[plan["id"]])
-        for plan in planned
-        if plan["role"].startswith("choice") and plan["id"] in scores
-    }
 
 
 def _data(run: RunDir) -> Any:

@@ -13,10 +13,10 @@ import plotly.graph_objects as go
 from optuna import visualization
 
 from mnist_ray.config import JobSpec
+from mnist_ray.record.timing import TrialTime
 from mnist_ray.reviewing.errors import NUM_CLASSES, Predictions
 from mnist_ray.reviewing.importance import Importances
 from mnist_ray.reviewing.search_quality import SearchReview, cost
-from mnist_ray.reviewing.times import TrialTime
 
 # More than so many are shown as an even sample, since a page has to hold and a browser to draw each.
 MOST_CURVES = 200  # of intermediate values

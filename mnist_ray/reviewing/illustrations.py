@@ -7,11 +7,11 @@ import numpy as np
 import plotly.graph_objects as go
 
 from mnist_ray.record.study import study_of
+from mnist_ray.record.timing import training_times
 from mnist_ray.reviewing import figures
 from mnist_ray.reviewing.review import Review, ended_trials
 from mnist_ray.reviewing.search_quality import SearchReview
 from mnist_ray.reviewing.summary import retrained_rows
-from mnist_ray.reviewing.times import training_times
 
 MOST_TIMED = 200  # trainings in the figure of times
 
@@ -71,9 +71,8 @@ def search_figures(review: Review, drawn: dict[str, go.Figure]) -> list[Figure]:
         own = figures.optuna_figures(study_of(review.spec.search, ended, UTC), review.spec)
         for name, figure in own.items():
             title, caption = OPTUNA_TITLES[name]
-            place(
-                name, figure, title, caption + _of_all(name, len(ended)), is_tall=name in ("parallel", "slice", "rank")
-            )
+            caption += _of_all(name, len(ended), search.counts.get("complete", 0))
+            place(name, figure, title, caption, is_tall=name in ("parallel", "slice", "rank"))
     if search.batch_sizes:
         place("batch_sizes", figures.batch_sizes(search, objective), "Batch size, for speed and for score",
               "Bars: images per second in training; dots: the best score of a complete trial.")  # fmt: skip
@@ -90,10 +89,16 @@ OPTUNA_TITLES = {
 }
 
 
-def _of_all(name: str, num_trials: int) -> str:
-    """Which part of the trials a figure of Optuna's shows."""
-    most = {"intermediate": figures.MOST_CURVES, "timeline": figures.MOST_DOTS}.get(name)
-    return f" An even sample of {most} of {num_trials:,} trials." if most and num_trials > most else ""
+def _of_all(name: str, num_ended: int, num_complete: int) -> str:
+    """Which part of the trials a figure of Optuna's shows, where it is not all of them."""
+    limits = {
+        "intermediate": (figures.MOST_CURVES, num_ended),
+        "timeline": (figures.MOST_DOTS, num_ended),
+        "parallel": (figures.MOST_DOTS, num_complete),
+        "rank": (figures.MOST_DOTS, num_complete),
+    }
+    most, of = limits.get(name, (1, 0))
+    return f" The best and an even sample of {most} of {of:,}." if of > most else ""
 
 
 def _random_caption(search: SearchReview) -> str:

@@ -61,7 +61,7 @@ def importances(search: Search, trials: Sequence[Training]) -> Importances:
     scored = [
         (trial, score)
         for trial in study_of(search, trials).get_trials(deepcopy=False)
-        if (score := _score(trials[trial.number], search, epoch)) is not None
+        if (score := score_at(search, trials[trial.number], epoch)) is not None
     ]
     names = [key for key, dimension in search.space.items() if len(set(dimension.ends)) > 1]
     if len(scored) < FEWEST_PER_DIMENSION * max(len(names), 1) or len({score for _, score in scored}) == 1:
@@ -80,10 +80,6 @@ def importances(search: Search, trials: Sequence[Training]) -> Importances:
         for name in names
     ]
     return Importances(epoch, len(scored), sorted(shares, key=lambda each: -each.share))
-
-
-def _score(training: Training, search: Search, epoch: int) -> float | None:
-    return score_at(search, training, epoch)
 
 
 def _complete(trial: FrozenTrial, score: float) -> FrozenTrial:

@@ -1,21 +1,17 @@
 """The card that goes with the weights, in the form that model hubs read: what it is, how good, what it is not."""
 
-import pandas as pd
-
 from mnist_ray import __version__
-from mnist_ray.config import JobSpec
 from mnist_ray.record.rundir import RunDir
-from mnist_ray.reviewing.errors import predictions
-from mnist_ray.reviewing.summary import interval_of
-from mnist_ray.reviewing.verdict import Verdict
+from mnist_ray.reviewing.errors import NUM_BINS, Predictions
+from mnist_ray.reviewing.review import Review
+from mnist_ray.reviewing.summary import interval_of, percent
 
 
-def model_card(run: RunDir, spec: JobSpec, training_id: str, table: pd.DataFrame, verdict: Verdict) -> str:
-    """Markdown. training_id: of a tested retraining of the choice."""
-    row = table[table["id"] == training_id].to_dict("records")[0]
-    interval = interval_of(row)
-    said = predictions(run, training_id)
-    started = run.stage("started") or {}
+def model_card(review: Review) -> str:
+    """Markdown, of a run whose choice was tested."""
+    spec, table = review.spec, review.table
+    row = table[table["id"] == review.choice].to_dict("records")[0]
+    started = review.run.stage("started") or {}
     return f"""\
 ---
 license: mit
@@ -27,17 +23,17 @@ metrics: [accuracy]
 
 # A small convolutional classifier of {spec.data.name}
 
-Weights of `{training_id}`, in `model.safetensors`: 17,706 parameters, two convolutional blocks and a linear layer
+Weights of `{review.choice}`, in `model.safetensors`: 17,706 parameters, two convolutional blocks and a linear layer
 (`mnist_ray.learning.model.MnistCNN`, mnist_ray {__version__}). It takes 28x28 grey images as uint8, light on dark, and
 normalises them itself. `mnist-ray predict IMAGE...` brings any image file into that form.
 
 ## How good it is
 
 - Test split of {spec.data.name}, read once, after the choice: accuracy {100 * row["test_accuracy"]:.2f} %
-  (Wilson 95 % interval {100 * interval.low:.2f} to {100 * interval.high:.2f} %, {row["test_correct"]:,} of
+  (Wilson 95 % interval {percent(interval_of(row))}, {row["test_correct"]:,} of
   {row["test_examples"]:,} right), mean cross-entropy {row["test_loss"]:.4f}.
-{_calibration(said)}
-- {verdict.sentence}
+{_calibration(review.choice_said)}
+- {review.verdict.sentence}
 
 The weights are those of the first retraining seed, whatever the test said of the others.
 
@@ -47,7 +43,7 @@ The weights are those of the first retraining seed, whatever the test said of th
   {started["data"]["training_sha256"][:16]}).
 - Recipe: Adam, learning rate {row["learning_rate"]:.4g}, dropout {row["dropout"]:.4g}, global batch size
   {row["batch_size"]}, {row["epochs_done"]} epochs, seed {row["seed"]}, {row["workers"]} workers.
-- Hyperparameters: {_origin(run)}
+- Hyperparameters: {_origin(review.run)}
 
 ## What it is not
 
@@ -57,12 +53,10 @@ looks like a digit, and its confidence is no warning there.
 """
 
 
-def _calibration(said: object) -> str:
-    from mnist_ray.reviewing.errors import Predictions
-
-    if not isinstance(said, Predictions):
+def _calibration(said: Predictions | None) -> str:
+    if said is None:
         return "- Calibration: not on record."
-    return f"- Expected calibration error over 15 bins: {100 * said.calibration_error():.2f} %."
+    return f"- Expected calibration error over {NUM_BINS} bins: {100 * said.calibration_error():.2f} %."
 
 
 def _origin(run: RunDir) -> str:

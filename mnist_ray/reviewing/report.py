@@ -32,8 +32,7 @@ def write_report(run: RunDir) -> Review:
         if weights is None:
             raise CorruptFileError(f"{run.record}: {review.choice} was tested and has no model: {REMEDY}")
         write_atomic(run.model_folder / "model.safetensors", weights)
-        card = model_card(run, review.spec, review.choice, review.table, review.verdict)
-        write_atomic(run.model_folder / "README.md", card.encode())
+        write_atomic(run.model_folder / "README.md", model_card(review).encode())
     return review
 
 

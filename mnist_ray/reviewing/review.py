@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import pandas as pd
 
 from mnist_ray.config import JobSpec, SpecError, parse_spec
-from mnist_ray.record.results import history_table, results_table
+from mnist_ray.record.choice import scored_models
+from mnist_ray.record.results import STAGES, history_table, results_table
 from mnist_ray.record.rundir import RunDir, Training
 from mnist_ray.reviewing.errors import Predictions, predictions
 from mnist_ray.reviewing.importance import Importances, importances
@@ -38,7 +39,8 @@ class Review:
             )
         spec = parse_spec(started["spec"], str(run.path))
         ended = ended_trials(run)
-        choice = _choice(run)
+        # Of the first seed, whatever the test said of the others.
+        choice = next((model.id for model in scored_models(run, "choice")), None)
         return cls(
             run,
             spec,
@@ -56,15 +58,8 @@ class Review:
         return summary_lines(self.run, self.verdict, self.search)
 
     def trainings(self) -> list[Training]:
-        return [each for stage in ("search", "confirm", "retrain") for each in self.run.trainings(stage)]
+        return [each for stage in STAGES for each in self.run.trainings(stage)]
 
 
 def ended_trials(run: RunDir) -> list[Training]:
     return [trial for trial in run.trainings("search") if trial.status is not None]
-
-
-def _choice(run: RunDir) -> str | None:
-    """Of the first seed, whatever the test said of the others."""
-    planned = (run.stage("chosen") or {}).get("retrainings", [])
-    scores = (run.stage("tested") or {}).get("scores", {})
-    return next((plan["id"] for plan in planned if plan["role"].startswith("choice") and plan["id"] in scores), None)

@@ -12,7 +12,7 @@ import pandas as pd
 from scipy import stats
 
 from mnist_ray.config import Dimension, JobSpec, Search
-from mnist_ray.record.choice import confirmations_of, confirmed_score, last_score, ranked
+from mnist_ray.record.choice import confirmations_of, confirmed_score, last_score, ranked, scored_models
 from mnist_ray.record.rundir import RunDir, Training
 from mnist_ray.record.study import direction, num_startup_trials
 from mnist_ray.reviewing.edges import edge, space_patch, widen
@@ -23,7 +23,7 @@ SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True)
-class Warning:
+class SearchWarning:
     """Something that makes the search less believable, and what to do about it."""
 
     text: str
@@ -62,7 +62,7 @@ class SearchReview:
     counts: dict[str, int] = field(default_factory=dict)  # trials by status
     spent_s: dict[str, float] = field(default_factory=dict)  # seconds of training by status
     sentences: list[str] = field(default_factory=list)
-    warnings: list[Warning] = field(default_factory=list)
+    warnings: list[SearchWarning] = field(default_factory=list)
     optimism: list[Optimism] = field(default_factory=list)
     seed_spread: float | None = None  # of the objective: one configuration's standard deviation over fresh seeds
     expectation: Expectation | None = None
@@ -79,7 +79,7 @@ def review_search(run: RunDir, spec: JobSpec) -> SearchReview | None:
     _count(review, trials)
     candidates = ranked(spec.search, trials)
     if not candidates:
-        review.warnings.append(Warning("No trial got through an epoch, so nothing can be said of the search."))
+        review.warnings.append(SearchWarning("No trial got through an epoch, so nothing can be said of the search."))
         return review
     _compare_with_random(review, spec, trials)
     _look_at_noise(review, spec, trials, confirmed)
@@ -124,7 +124,7 @@ def _count(review: SearchReview, trials: Sequence[Training]) -> None:
     num_failed = review.counts.get("failed", 0)
     if num_failed and num_failed >= max(2, len(trials) / 5):
         review.warnings.append(
-            Warning(f"{num_failed} of {len(trials)} trials failed: look at their reasons in the table below.")
+            SearchWarning(f"{num_failed} of {len(trials)} trials failed: look at their reasons in the table below.")
         )
 
 
@@ -221,7 +221,7 @@ def _look_at_noise(
         )
     if p_value >= SIGNIFICANT:
         review.warnings.append(
-            Warning(
+            SearchWarning(
                 "The differences between trials cannot be told from those between seeds of one configuration (after "
                 f"{_epochs(epoch)}: standard deviation {float(np.std(scores, ddof=1)):.2g} against {spread:.2g}, F "
                 f"test p = {p_value:.2g}), so the search may have ranked nothing but noise. Its ranges are too "
@@ -297,7 +297,7 @@ def _look_at_edges(review: SearchReview, spec: JobSpec, candidates: Sequence[Tra
             told.append(f"{key} {best.config[key]:.4g} at its {end} end")
     if widened:
         review.warnings.append(
-            Warning(
+            SearchWarning(
                 f"The best value lies at the edge of the space, so a better one may lie beyond: {', '.join(told)}. "
                 "Search again in the wider space below.",
                 space_patch(spec.search.space | widened),
@@ -336,7 +336,7 @@ def _look_at_early_stopping(review: SearchReview, candidates: Sequence[Training]
     )
     if differ and tau < UNRELATED:
         review.warnings.append(
-            Warning(
+            SearchWarning(
                 f"Early scores do not rank like final ones (Kendall's tau {tau:.2f} of {len(pairs)} trials), so early "
                 "stopping may have stopped good trials: raise search.early_stopping.grace_epochs, or set "
                 "early_stopping: null."
@@ -366,7 +366,6 @@ def _look_at_batch_sizes(review: SearchReview, trials: Sequence[Training]) -> No
         review.batch_sizes.append(
             {
                 "batch_size": int(size),
-                "trials": int(group["id"].nunique()),
                 "images_per_s": median(group["images_per_s"]),
                 "best": (scores.max() if direction(review.search) == "maximize" else scores.min())
                 if len(scores)
@@ -384,26 +383,19 @@ def _carry_over(review: SearchReview, run: RunDir, spec: JobSpec) -> None:
         f"The search trained for {_epochs(short)}, the retraining for {long}: what is best after the one need not be "
         "best after the other."
     )
-    scores = (run.stage("tested") or {}).get("scores", {})
-    means = {
-        role: fmean(accuracies)
-        for role in ("choice", "baseline")
-        if (accuracies := [scores[each]["test_accuracy"] for each in _of_role(run, role) if each in scores])
-    }
+    choice, baseline = (
+        [model.scores["test_accuracy"] for model in scored_models(run, role)] for role in ("choice", "baseline")
+    )
     recipe = next((trial for trial in run.trainings("search") if _is_recipe(spec, trial) and trial.history), None)
     chosen = run.training((run.stage("chosen") or {}).get("training") or "")
-    if len(means) == 2 and recipe and chosen and recipe.epochs_done == chosen.epochs_done:
+    if choice and baseline and recipe and chosen and recipe.epochs_done == chosen.epochs_done:
         ahead = cost(spec.search, last_score(spec.search, recipe)) - cost(spec.search, last_score(spec.search, chosen))
         text += (
             f" Here the choice was {abs(ahead):.2g} {'better' if ahead > 0 else 'worse'} than the recipe in "
             f"{spec.search.objective} in the search, and after {long} epochs is "
-            f"{100 * (means['choice'] - means['baseline']):+.2f} points from it in test accuracy.".replace("-", "−")
+            f"{100 * (fmean(choice) - fmean(baseline)):+.2f} points from it in test accuracy.".replace("-", "−")
         )
     review.sentences.append(text)
-
-
-def _of_role(run: RunDir, role: str) -> list[str]:
-    return [plan["id"] for plan in (run.stage("chosen") or {}).get("retrainings", []) if plan["role"] == role]
 
 
 def _is_recipe(spec: JobSpec, trial: Training) -> bool:

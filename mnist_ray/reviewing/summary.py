@@ -56,6 +56,11 @@ def interval_of(row: Mapping[Any, Any], name: str = "test") -> Interval:
     return wilson(int(row[f"{name}_correct"]), int(row[f"{name}_examples"]))
 
 
+def percent(interval: Interval) -> str:
+    """An interval of accuracies for people."""
+    return f"{100 * interval.low:.2f} to {100 * interval.high:.2f} %"
+
+
 def results_markdown(run: RunDir, spec: JobSpec, verdict: Verdict, review: SearchReview | None) -> str:
     """The verdict, what was tested, and the best trials; all of them are in results.csv and report.html."""
     table = results_table(run)

@@ -11,11 +11,11 @@ from PIL import Image
 
 from mnist_ray.record.results import HISTORY_COLUMNS
 from mnist_ray.record.rundir import RunDir, Training
+from mnist_ray.record.timing import stage_times, training_times
 from mnist_ray.reviewing.errors import NUM_CLASSES, Predictions, images_of_test, predictions
 from mnist_ray.reviewing.review import Review
-from mnist_ray.reviewing.significance import Interval, wilson
-from mnist_ray.reviewing.summary import interval_of, retrained_rows
-from mnist_ray.reviewing.times import stage_times, training_times
+from mnist_ray.reviewing.significance import wilson
+from mnist_ray.reviewing.summary import interval_of, percent, retrained_rows
 
 MOST_IN_GALLERY = 120
 MOST_ROWS = 1500  # of the table of all trainings; a page of more than 8 MB is no longer one to send
@@ -48,16 +48,12 @@ def _model_cells(run: RunDir, row: Mapping[Any, Any]) -> list[str]:
         str(row["batch_size"]),
         str(row["epochs_done"]),
         f"{100 * row['test_accuracy']:.2f} %" if tested else row["status"],
-        _percent(interval_of(row)) if tested else "",
+        percent(interval_of(row)) if tested else "",
         f"{row['test_correct']:,} of {row['test_examples']:,}" if tested else "",
         f"{row['test_loss']:.4f}" if tested else "",
         f"{100 * said.calibration_error():.2f} %" if said else "",
         f"{row['elapsed_s']:.1f} s",
     ]
-
-
-def _percent(interval: Interval) -> str:
-    return f"{100 * interval.low:.2f} to {100 * interval.high:.2f} %"
 
 
 def _second_test(review: Review, rows: Sequence[Mapping[Any, Any]]) -> dict[str, Any] | None:
@@ -68,7 +64,7 @@ def _second_test(review: Review, rows: Sequence[Mapping[Any, Any]]) -> dict[str,
     (name,) = names
     lines = [
         f"{row['role']}, seed {row['seed']}: {100 * row[f'{name}_accuracy']:.2f} % "
-        f"({_percent(interval_of(row, name))}; {row[f'{name}_correct']:,} of {row[f'{name}_examples']:,}), "
+        f"({percent(interval_of(row, name))}; {row[f'{name}_correct']:,} of {row[f'{name}_examples']:,}), "
         f"loss {row[f'{name}_loss']:.4f}"
         for row in tested
     ]
@@ -89,9 +85,7 @@ def rows(review: Review) -> dict[str, Any]:
     records = table[list(ROW_COLUMNS)].to_dict("records")
     missing = len(review.table) - len(table)
     return {
-        "rows_note": f"{missing:,} trials that did not reach the full budget are only in results.csv."
-        if missing
-        else "",
+        "rows_note": f"{missing:,} trials more are in results.csv." if missing else "",
         "row_headings": list(ROW_COLUMNS.values()),
         "rows": [[_cell(str(name), value) for name, value in record.items()] for record in records],
     }
@@ -113,11 +107,11 @@ def _cell(name: str, value: Any) -> dict[str, Any]:
 
 
 def _shown(table: pd.DataFrame) -> pd.DataFrame:
-    """MOST_ROWS of it at most, in its order: rather those that reached the full budget."""
+    """MOST_ROWS of it at most, in its order: trials are left out first, of them those that were stopped early."""
     if len(table) <= MOST_ROWS:
         return table
-    is_complete = table["status"] == "complete"
-    order = pd.concat([table[is_complete], table[~is_complete]])
+    is_trial, is_complete = table["stage"] == "search", table["status"] == "complete"
+    order = pd.concat([table[~is_trial], table[is_trial & is_complete], table[is_trial & ~is_complete]])
     return order.head(MOST_ROWS).sort_index()
 
 
@@ -174,7 +168,7 @@ def _class_row(said: Predictions, number: int) -> list[str]:
     if not total:
         return [str(number), "0", "0", ""]
     interval = wilson(total - wrong, total)
-    return [str(number), f"{total:,}", str(wrong), f"{100 * (1 - wrong / total):.2f} % ({_percent(interval)})"]
+    return [str(number), f"{total:,}", str(wrong), f"{100 * (1 - wrong / total):.2f} % ({percent(interval)})"]
 
 
 def _png(image: np.ndarray) -> str:

@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from mnist_ray.record.choice import scored_models
 from mnist_ray.record.results import ROLE_OF_CHOICE_AND_RECIPE
 from mnist_ray.record.rundir import RunDir
 from mnist_ray.reviewing.errors import predictions
 from mnist_ray.reviewing.significance import (
+    CONFIDENCE,
     FEWEST_SEEDS,
     MOST_SEEDS,
     Difference,
@@ -26,36 +28,28 @@ class Verdict:
 
 def verdict(run: RunDir) -> Verdict:
     """Of a run as far as it is. Raises CorruptFileError."""
-    roles = {plan["id"]: plan["role"] for plan in (run.stage("chosen") or {}).get("retrainings", [])}
-    scores = (run.stage("tested") or {}).get("scores")
-    if scores is None:
+    if run.stage("tested") is None:
         return Verdict("not tested yet", "No verdict yet: the test split is still sealed.")
-    if (run.stage("chosen") or {}).get("training") is None:
+    chosen = run.stage("chosen") or {}
+    if chosen.get("training") is None:
         return Verdict(
             "not compared", "No verdict: nothing was searched, the spec's recipe alone was trained and tested."
         )
-    if ROLE_OF_CHOICE_AND_RECIPE in roles.values():
+    if any(plan["role"] == ROLE_OF_CHOICE_AND_RECIPE for plan in chosen["retrainings"]):
         return Verdict("same recipe", "No difference: the search found nothing that validation prefers to the recipe.")
-    choice, baseline = (_by_seed(run, roles, scores, role) for role in ("choice", "baseline"))
+    choice, baseline = ({model.seed: model for model in scored_models(run, role)} for role in ("choice", "baseline"))
     seeds = [seed for seed in choice if seed in baseline]
     if not seeds:
         missing = "the recipe was not retrained beside the choice" if choice else "no retraining of the choice ended"
         return Verdict("not compared", f"No verdict: {missing}, so nothing says whether tuning helped.")
     if len(seeds) >= FEWEST_SEEDS:
-        accuracies = ([scores[side[seed]]["test_accuracy"] for seed in seeds] for side in (choice, baseline))
-        return over_seeds(paired_over_seeds(*accuracies))
-    return _of_these_networks(run, [(choice[seed], baseline[seed]) for seed in seeds])
+        accuracies = ([side[seed].scores["test_accuracy"] for seed in seeds] for side in (choice, baseline))
+        return _over_seeds(paired_over_seeds(*accuracies))
+    return _of_these_networks(run, [(choice[seed].id, baseline[seed].id) for seed in seeds])
 
 
-def _by_seed(run: RunDir, roles: dict[str, str], scores: dict[str, object], role: str) -> dict[int, str]:
-    """The tested retrainings of a role, by seed."""
-    planned = [training_id for training_id, its_role in roles.items() if its_role == role and training_id in scores]
-    trainings = [training for training_id in planned if (training := run.training(training_id)) is not None]
-    return {training.config["seed"]: training.id for training in trainings}
-
-
-def over_seeds(difference: Difference, first: str = "the tuned configuration", second: str = "the recipe") -> Verdict:
-    """What several seeds say of two configurations."""
+def _over_seeds(difference: Difference) -> Verdict:
+    """What several seeds say of the two configurations."""
     evidence = (
         f"{points(difference.value)} of test accuracy, 95 % interval "
         f"{points(difference.interval.low)} to {points(difference.interval.high)}, {difference.method}, "
@@ -64,11 +58,12 @@ def over_seeds(difference: Difference, first: str = "the tuned configuration", s
     if not difference.is_real:
         return Verdict(
             "no real difference",
-            f"No real difference between {first} and {second} ({evidence}). {_what_it_would_take(difference)}",
+            f"No real difference between the tuned configuration and the recipe ({evidence}). "
+            f"{_what_it_would_take(difference)}",
             difference,
         )
     kind: Kind = "better" if difference.value > 0 else "worse"
-    return Verdict(kind, f"{_capital(first)} is {kind} than {second} ({evidence}).", difference)
+    return Verdict(kind, f"The tuned configuration is {kind} than the recipe ({evidence}).", difference)
 
 
 def _of_these_networks(run: RunDir, pairs: list[tuple[str, str]]) -> Verdict:
@@ -84,7 +79,7 @@ def _of_these_networks(run: RunDir, pairs: list[tuple[str, str]]) -> Verdict:
     )
     which = "these two networks" if len(found) == 1 else f"the networks of these {len(found)} seeds"
     agree = len({each.value > 0 for each in found}) == 1
-    if agree and all(each.p_value < 0.05 / len(found) for each in found):
+    if agree and all(each.p_value < (1 - CONFIDENCE) / len(found) for each in found):
         kind: Kind = "better" if first.value > 0 else "worse"
         return Verdict(
             kind,
@@ -124,7 +119,3 @@ def _what_it_would_take(difference: Difference) -> str:
 def points(difference: float) -> str:
     """A difference of accuracies as people read it: 0.0012 -> "+0.12 points"."""
     return f"{100 * difference:+.2f} points".replace("-", "−")
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

@@ -15,8 +15,6 @@ from mnist_ray.record.rundir import RunDir, runs_in
 from mnist_ray.running.cluster import Capacity
 from mnist_ray.running.job import bytes_needed
 
-NUM_TRAINING = {"mnist": 60_000, "fashion_mnist": 60_000, "kmnist": 60_000, "qmnist": 60_000, "digits": 1_437}
-
 
 @dataclass(frozen=True)
 class Speed:
@@ -187,7 +185,7 @@ def _benchmarked(file: Path) -> Speed | None:
 
 def _estimates(spec: JobSpec, capacity: Capacity, speed: Speed) -> list[Estimate]:
     search, retrain = spec.search, spec.retrain
-    num_images = NUM_TRAINING[spec.data.name]
+    num_images = data.DATA_SETS[spec.data.name].num_training
     epoch_s = (num_images - spec.data.num_validation) * speed.image_s
     at_once = min(capacity.num_concurrent_trials(spec), search.num_trials)
     most = search.num_trials * search.num_epochs * epoch_s / at_once

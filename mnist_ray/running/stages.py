@@ -4,6 +4,7 @@ import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +16,10 @@ from mnist_ray.record.rundir import RunDir, Training
 from mnist_ray.running.cluster import Capacity, installed_versions
 from mnist_ray.running.messages import EpochDone, Message, Retraining
 from mnist_ray.running.provenance import provenance
-from mnist_ray.running.testing import TestRecorder
 
 if TYPE_CHECKING:
     from mnist_ray.learning.data import LabelledImages, PixelStatistics, Split
+    from mnist_ray.running.shared_data import SharedData
 
 
 class TrainingFailedError(RuntimeError):
@@ -150,8 +151,7 @@ class Stages:
         left_s = None if allowed_s is None else max(allowed_s - used_s, 1.0)
         self._run.record_stage("searching")
         with self.timed("search") as facts:
-            shared = self._share(self._split.train, self._split.validation)
-            tuning.search(self._spec, self._run, shared, num_concurrent, left_s, self._listener)
+            tuning.search(self._spec, self._run, self._shared_split, num_concurrent, left_s, self._listener)
         used_s += facts["elapsed_s"]
         self._end_search(used_s, out_of_time=allowed_s is not None and used_s >= allowed_s, **facts)
 
@@ -183,8 +183,7 @@ class Stages:
         self._listener.stage_began("confirm", len(planned), self._num_confirmed(), "trainings")
         self._run.record_stage("confirming", trainings=[plan.id for plan in planned])
         with self.timed("confirm") as facts:
-            shared = self._share(self._split.train, self._split.validation)
-            tuning.confirm(self._spec, self._run, shared, planned, num_concurrent, self._listener)
+            tuning.confirm(self._spec, self._run, self._shared_split, planned, num_concurrent, self._listener)
         if any(not self._has_ended(plan.id) for plan in planned):
             raise InterruptedRunError(
                 f"interrupted with {self._num_confirmed()} of {len(planned)} confirmations done: "
@@ -284,7 +283,7 @@ class Stages:
         try:
             distributed.retrain(
                 [self._retraining(plan) for plan in plans],
-                self._share(None, None),
+                self._shared_whole(),
                 self._spec.retrain,
                 self._spec.max_failures,
                 self._run.ray_state,
@@ -336,6 +335,7 @@ class Stages:
         if self._run.stage("tested"):
             return
         from mnist_ray.learning import data
+        from mnist_ray.running.testing import TestRecorder
 
         complete = [plan["id"] for plan in self._retrainings() if self._is_complete(plan["id"])]
         self._check_choice_was_trained(complete)
@@ -364,10 +364,16 @@ class Stages:
                 f"the retraining of the choice failed: {ended['reason']} (log: {self._run.training_log(choice[0])})"
             )
 
-    def _share(self, train: Any, validation: Any) -> Any:
-        """Hand data to the workers; None for both: everything is for training."""
+    @cached_property
+    def _shared_split(self) -> "SharedData":
+        """For trials and confirmations: handed to the workers once a session."""
         from mnist_ray.running.shared_data import SharedData
 
-        if train is None:
-            return SharedData.put(self._examples, None, self._statistics)
-        return SharedData.put(self._examples.take(train), self._examples.take(validation), self._statistics)
+        train, validation = (self._examples.take(part) for part in (self._split.train, self._split.validation))
+        return SharedData.put(train, validation, self._statistics)
+
+    def _shared_whole(self) -> "SharedData":
+        """For the retraining: everything is for training."""
+        from mnist_ray.running.shared_data import SharedData
+
+        return SharedData.put(self._examples, None, self._statistics)

@@ -246,6 +246,10 @@ def test_the_second_test_of_qmnist_is_the_rest_of_its_test_file(
     np.testing.assert_array_equal(second.labels, labels[10_000:, 0])
 
 
+def test_the_digits_have_as_many_training_examples_as_is_said() -> None:
+    assert len(data.load_training("digits", Path())) == data.DATA_SETS["digits"].num_training
+
+
 def test_the_second_test_has_the_files_of_qmnists_own_test_half() -> None:
     assert data.SECOND_TESTS["qmnist50k"].files == data.DATA_SETS["qmnist"].test.files
 

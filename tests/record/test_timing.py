@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from mnist_ray.record.rundir import Training
-from mnist_ray.record.timing import search_times
+from mnist_ray.record.timing import TrialTime, search_times, training_times
 
 
 def at(second: float) -> str:
@@ -34,3 +34,10 @@ def test_time_in_which_two_slots_train_idle_and_wait() -> None:
     assert times.training_s == pytest.approx(4 + 4 + 2 + 9.75)
     assert times.wall_s == pytest.approx(11)
     assert times.busy == pytest.approx((4 + 4 + 2 + 0.75) / 22)
+
+
+def test_the_parts_of_a_trainings_time_add_up_to_the_whole() -> None:
+    waited = trial(1, 0, [(5, 9)], 10)
+    unfinished = trial(2, 0, [(1, 2)], 3)
+    unfinished.ended = None
+    assert training_times([waited, unfinished, trial(3, 0, [], 4)]) == [TrialTime("trial-0001", 5.0, 4.0, 1.0)]

@@ -14,11 +14,11 @@ from mnist_ray import __version__
 from mnist_ray.config import Hyperparameters, JobSpec, parse_spec
 from mnist_ray.learning.checkpoint import model_to_bytes
 from mnist_ray.learning.model import MnistCNN
-from mnist_ray.record.choice import choose, confirmations
+from mnist_ray.record.choice import confirmations
 from mnist_ray.record.process import this_process
-from mnist_ray.record.results import ROLE_OF_CHOICE_AND_RECIPE
 from mnist_ray.record.rundir import RunDir
 from mnist_ray.record.study import SearchStudy, seed_of_trial
+from mnist_ray.running.stages import Listener, Stages
 
 NUM_TEST = 2000
 
@@ -177,31 +177,7 @@ class Maker:
         return row
 
     def _choose(self) -> None:
-        choice = choose(self._spec, self._run.trainings("search"), self._run.trainings("confirm"))
-        assert choice is not None
-        values = {key: choice.training.config[key] for key in Hyperparameters.model_fields}
-        plans = [(f"retrain-{choice.training.id}", "choice", Hyperparameters(**values))]
-        if values == self._spec.recipe.model_dump():
-            plans = [("retrain-recipe", ROLE_OF_CHOICE_AND_RECIPE, self._spec.recipe)]
-        elif self._spec.retrain.baseline:
-            plans.append(("retrain-recipe", "baseline", self._spec.recipe))
-        self._run.record_stage(
-            "chosen",
-            training=choice.training.id,
-            hyperparameters=values,
-            score=choice.score,
-            confirmed_score=choice.confirmed_score,
-            is_complete=True,
-            retrainings=[
-                {
-                    "id": f"{name}-seed-{seed}",
-                    "role": role,
-                    "config": self._spec.training(config, self._spec.retrain.num_epochs, seed).model_dump(),
-                }
-                for name, role, config in plans
-                for seed in self._spec.retrain.seeds
-            ],
-        )
+        Stages(self._spec, self._run, Listener()).choose(with_search=True)
 
     def _plans(self) -> list[dict[str, Any]]:
         chosen = self._run.stage("chosen")

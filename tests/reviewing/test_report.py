@@ -17,8 +17,10 @@ from mnist_ray.learning.checkpoint import model_from_bytes
 from mnist_ray.record.results import COLUMNS, read_results, results_table
 from mnist_ray.record.rundir import RunDir
 from mnist_ray.record.views import write_views
+from mnist_ray.reviewing import tables
 from mnist_ray.reviewing.page import plotly_bundle
 from mnist_ray.reviewing.report import write_report
+from mnist_ray.reviewing.review import Review
 from tests.reviewing.made_up import Maker, made_up_spec, make_up
 
 HOSTILE = "=cmd|' /C calc'!A0 <script>alert(1)</script><img src=x onerror=alert(2)> \"quoted\" | pipe"
@@ -163,10 +165,24 @@ def test_the_model_that_people_take_away_is_the_choice_of_the_first_seed(run: Ru
     assert f"{100 * score['test_accuracy']:.2f} %" in card and f"{score['test_correct']:,} of" in card
 
 
-def test_a_search_of_two_thousand_curves_is_sampled_where_each_would_be_drawn(tmp_path: Path) -> None:
+def test_a_table_that_is_too_long_keeps_what_was_retrained_and_the_complete_trials(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = results_table(run)
+    kept = table[(table["stage"] != "search") | (table["status"] == "complete")]
+    monkeypatch.setattr(tables, "MOST_ROWS", len(kept) + 2)
+    found = tables.rows(Review.of(run))
+    shown = [row[0]["text"] for row in found["rows"]]
+    assert set(kept["id"]) < set(shown) and len(shown) == len(kept) + 2
+    assert shown == [training_id for training_id in table["id"] if training_id in shown]
+    assert found["rows_note"] == f"{len(table) - len(shown)} trials more are in results.csv."
+
+
+def test_a_long_search_is_sampled_where_each_trial_would_be_drawn_and_the_caption_says_so(tmp_path: Path) -> None:
     from mnist_ray.reviewing.figures import MOST_CURVES
 
     spec = made_up_spec(tmp_path, search={"num_trials": MOST_CURVES + 30, "num_epochs": 2, "early_stopping": None})
     made = make_up(spec, until="searched")
     write_report(made)
     assert made.report.stat().st_size < 8_000_000
+    assert f"The best and an even sample of {MOST_CURVES} of {MOST_CURVES + 30}." in made.report.read_text()

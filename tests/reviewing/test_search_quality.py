@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from mnist_ray.config import Choices, JobSpec, Range, parse_spec
 from mnist_ray.record.rundir import RunDir
@@ -37,8 +38,6 @@ def test_a_range_that_ends_too_early_is_noticed_and_the_patch_is_a_wider_space(t
     (warning,) = [each for each in review(make_up(spec), spec).warnings if each.patch]
     assert "learning_rate" in warning.text and "high end" in warning.text
     assert warning.patch is not None
-    import yaml
-
     patch = yaml.safe_load(warning.patch)
     wider = parse_spec({"data": {"name": "digits"}} | patch).search.space["learning_rate"]
     assert isinstance(wider, Range)
@@ -162,8 +161,6 @@ def test_a_wider_space_holds_only_what_a_training_accepts(key: str, dimension: A
     assert found == wider
     if found is not None:
         patch = space_patch({key: found})
-        import yaml
-
         parse_spec({"data": {"name": "digits"}} | yaml.safe_load(patch))
 
 

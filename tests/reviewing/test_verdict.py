@@ -96,10 +96,11 @@ def test_the_test_fits_the_seeds_that_there_are(
     assert found.difference.method == method
 
 
-def test_unfinished_runs_are_not_compared(tmp_path: Path) -> None:
+@pytest.mark.parametrize("until", ["chosen", "retrained"])
+def test_unfinished_runs_are_not_compared(tmp_path: Path, until: str) -> None:
     runs = [
         make_up(made_up_spec(tmp_path, name="first")),
-        make_up(made_up_spec(tmp_path, name="second"), until="chosen"),
+        make_up(made_up_spec(tmp_path, name="second"), until=until),
     ]
     (found,) = compare(runs)
     assert found.sentence == "not compared: not both are tested"

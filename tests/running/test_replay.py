@@ -1,6 +1,7 @@
 """A trial that is trained again from the record comes to the same numbers, and one that does not is called out."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,6 @@ def test_another_machine_is_named_and_held_to_the_tolerance(searched: RunDir) ->
 
 
 def test_a_record_that_says_other_numbers_is_called_out(searched: RunDir, tmp_path: Path) -> None:
-    import shutil
-
     copy = RunDir(tmp_path / "copy")
     shutil.copytree(searched.path, copy.path)
     previous = ""
