@@ -20,6 +20,7 @@ from mnist_ray.reviewing.edges import edge, space_patch, widen
 FEWEST_TO_RANK = 8  # survivors, to say whether early scores ranked like final ones
 UNRELATED = 0.3  # Kendall's tau below it
 SIGNIFICANT = 0.05
+ALIKE = 2.0  # times as much as seeds: trials that differ by less, and not significantly more, may differ by noise alone
 
 
 @dataclass(frozen=True)
@@ -212,23 +213,40 @@ def _look_at_noise(
             "more seeds."
         )
         return
-    ratio = float(np.var(scores, ddof=1)) / max(spread**2, 1e-300)
-    p_value = float(stats.f.sf(ratio, len(scores) - 1, freedom))
+    p_value = noise_p_value(scores, spread, freedom)
     if review.seed_spread is not None:
         review.sentences.append(
             f"Seeds alone move {search.objective} of one configuration by {review.seed_spread:.2g} (standard deviation "
             f"after {_epochs(search.num_epochs)})."
         )
-    if p_value >= SIGNIFICANT:
+    if p_value < SIGNIFICANT:
+        return
+    deviation = float(np.std(scores, ddof=1))
+    evidence = (
+        f"(after {_epochs(epoch)}: standard deviation {deviation:.2g} against {spread:.2g}, F test p = {p_value:.2g})"
+    )
+    if deviation < ALIKE * spread:
         review.warnings.append(
             SearchWarning(
-                "The differences between trials cannot be told from those between seeds of one configuration (after "
-                f"{_epochs(epoch)}: standard deviation {float(np.std(scores, ddof=1)):.2g} against {spread:.2g}, F "
-                f"test p = {p_value:.2g}), so the search may have ranked nothing but noise. Its ranges are too "
-                "narrow, or these hyperparameters do not matter here: widen search.space, or raise "
-                "confirm.seeds to be surer."
+                "The differences between trials cannot be told from those between seeds of one configuration "
+                f"{evidence}, so the search may have ranked nothing but noise. Its ranges are too narrow, or these "
+                "hyperparameters do not matter here: widen search.space, or raise confirm.seeds to be surer."
             )
         )
+    else:
+        review.sentences.append(
+            f"Trials differ by {deviation / spread:.1f} times as much as seeds of one configuration do, and these are "
+            f"too few seeds to be sure of that {evidence}: raise confirm.seeds to be surer."
+        )
+
+
+def noise_p_value(scores: Sequence[float], spread: float, freedom: int) -> float:
+    """That seeds alone make scores differ like this: the F test of their variance against that over seeds.
+
+    spread: the standard deviation over seeds of one configuration, with so many degrees of freedom.
+    """
+    ratio = float(np.var(scores, ddof=1)) / max(spread**2, 1e-300)
+    return float(stats.f.sf(ratio, len(scores) - 1, freedom))
 
 
 def _spread_over_seeds(search: Search, confirmed: Sequence[Training], epoch: int) -> tuple[float | None, int]:

@@ -12,7 +12,14 @@ from mnist_ray.config import Choices, JobSpec, Range, parse_spec
 from mnist_ray.record.rundir import RunDir
 from mnist_ray.reviewing.edges import edge, space_patch, widen
 from mnist_ray.reviewing.importance import importances
-from mnist_ray.reviewing.search_quality import SearchReview, expected_best, review_search
+from mnist_ray.reviewing.search_quality import (
+    ALIKE,
+    SIGNIFICANT,
+    SearchReview,
+    expected_best,
+    noise_p_value,
+    review_search,
+)
 from tests.reviewing.made_up import Noise, made_up_spec, make_up, sensible_loss
 
 
@@ -48,6 +55,30 @@ def test_a_search_in_noise_is_called_one(tmp_path: Path) -> None:
     spec = made_up_spec(tmp_path)
     run = make_up(spec, loss=lambda config: 0.05, noise=Noise(loss=0.004))
     assert "noise" in warnings(run, spec)
+
+
+@pytest.mark.parametrize(("true_ratio", "at_least", "at_most"), [(0.0, 0.83, 0.9), (3.0, 0.06, 0.12), (5.0, 0.0, 0.01)])
+def test_noise_is_mostly_noticed_and_a_search_that_finds_something_seldom_suspected(
+    true_ratio: float, at_least: float, at_most: float
+) -> None:
+    """20 trials, a spread with three degrees of freedom; true_ratio: between trials to between seeds, deviations."""
+    random = np.random.default_rng(0)
+    suspected = 0
+    for _ in range(3000):
+        scores = random.normal(0, math.sqrt(true_ratio**2 + 1), 20)
+        spread = math.sqrt(random.chisquare(3) / 3)
+        is_alike = float(np.std(scores, ddof=1)) < ALIKE * spread
+        suspected += is_alike and noise_p_value(scores.tolist(), spread, 3) >= SIGNIFICANT
+    assert at_least <= suspected / 3000 <= at_most
+
+
+def test_too_few_seeds_to_be_sure_is_a_sentence_and_no_warning(tmp_path: Path) -> None:
+    """Trials differ by some three times as much as seeds, of which one configuration has two."""
+    space = {"learning_rate": {"low": 0.001, "high": 0.004, "log": True}}
+    spec = made_up_spec(tmp_path, search={"space": space, "num_trials": 8}, confirm={"top_k": 1, "seeds": 2})
+    found = review(make_up(spec, noise=Noise(loss=0.0008)), spec)
+    assert found.warnings == []
+    assert any("too few seeds to be sure" in sentence for sentence in found.sentences)
 
 
 def test_a_range_so_narrow_that_nothing_differs_is_called_one(tmp_path: Path) -> None:
