@@ -1,13 +1,12 @@
-"""One HTML file that needs nothing beside it: template, style, script and plotly's strict bundle in one.
+"""One HTML file that needs nothing beside it: template, style, script and plotly's own bundle in one.
 
-The bundle is `plotly-strict.min.js` of the npm package plotly.js-strict-dist-min, unchanged, in xz; unlike plotly's
-usual one it builds no functions at run time, so that the page's content security policy can forbid that.
+The bundle builds functions at run time for WebGL traces alone, which the page's content security policy forbids; no
+figure of a report has one (docs/decisions/0009).
 """
 
 import base64
 import hashlib
 import json
-import lzma
 from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
@@ -16,8 +15,7 @@ import plotly.graph_objects as go
 from jinja2 import Environment, StrictUndefined
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
-
-PLOTLY_BUNDLE = "plotly-strict-4.1.1.min.js.xz"
+from plotly.offline import get_plotlyjs
 
 
 def render(context: Mapping[str, Any], figures: Mapping[str, go.Figure], curves: Mapping[str, Any]) -> bytes:
@@ -26,7 +24,7 @@ def render(context: Mapping[str, Any], figures: Mapping[str, go.Figure], curves:
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)
     template = environment.from_string(_text("report.html.jinja"))
-    scripts = [plotly_bundle(), _text("report.js")]
+    scripts = [get_plotlyjs(), _text("report.js")]
     payload = {"figures": {name: _plain(figure) for name, figure in figures.items()}, "curves": curves}
     page = template.render(
         **context,
@@ -37,10 +35,6 @@ def render(context: Mapping[str, Any], figures: Mapping[str, go.Figure], curves:
         payload=htmlsafe_json_dumps(payload, sort_keys=True, separators=(",", ":"), allow_nan=False),
     )
     return page.encode()
-
-
-def plotly_bundle() -> str:
-    return lzma.decompress(files(__package__).joinpath("page", PLOTLY_BUNDLE).read_bytes()).decode()
 
 
 def _text(name: str) -> str:
