@@ -339,10 +339,10 @@ def _replay(arguments: argparse.Namespace) -> int:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from mnist_ray.learning.data import default_data_dir
+    from mnist_ray.learning.data import data_dir_of
     from mnist_ray.running.doctor import examine
 
-    data_dir = Path(arguments.data_dir) if arguments.data_dir else default_data_dir()
+    data_dir = data_dir_of(arguments.data_dir)
     findings = examine(data_dir, _storage_of(arguments), arguments.address)
     for finding in findings:
         print(f"{'ok ' if finding.is_good else 'BAD'} {finding.what:<18} {finding.text}")
@@ -352,7 +352,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 def _benchmark(arguments: argparse.Namespace) -> int:
     from mnist_ray.benchmarking.benchmark import PARTS, benchmark, report
     from mnist_ray.config import SpecError
-    from mnist_ray.learning.data import default_data_dir
+    from mnist_ray.learning.data import data_dir_of
 
     parts = arguments.parts or list(PARTS)
     unknown = [part for part in parts if part not in PARTS]
@@ -360,7 +360,7 @@ def _benchmark(arguments: argparse.Namespace) -> int:
         raise SpecError(f"PART {unknown[0]!r} is not measured: use some of {', '.join(PARTS)}")
     if arguments.rounds < 1:
         raise SpecError(f"--rounds {arguments.rounds}: must be 1 or more")
-    data_dir = Path(arguments.data_dir) if arguments.data_dir else default_data_dir()
+    data_dir = data_dir_of(arguments.data_dir)
     sections = benchmark(parts, data_dir, arguments.rounds, lambda line: print(line, file=sys.stderr))
     command = " ".join(["mnist-ray benchmark", *arguments.parts, f"--rounds {arguments.rounds}"])
     print(report(sections, command, arguments.json, arguments.page))

@@ -241,6 +241,11 @@ def default_data_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mnist_ray"
 
 
+def data_dir_of(chosen: str | None) -> Path:
+    """The folder that a spec or a command names, or the default one."""
+    return Path(chosen).expanduser() if chosen else default_data_dir()
+
+
 def is_present(name: str, data_dir: Path) -> bool:
     """Whether all files of the data set are there. Their content is not looked at, and nothing is raised."""
     # Path.is_file raises PermissionError before Python 3.14.

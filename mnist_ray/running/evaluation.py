@@ -26,7 +26,7 @@ def evaluate_run(run: RunDir, data_dir: Path | None = None) -> dict[str, dict[st
     if started is None or tested is None:
         raise SpecError(f"{run.path} has not unsealed its test split yet: finish it with 'mnist-ray run' first")
     spec = parse_spec(started["spec"], str(run.path))
-    folder = data_dir or (Path(spec.data.dir).expanduser() if spec.data.dir else data.default_data_dir())
+    folder = data_dir or data.data_dir_of(spec.data.dir)
     data.fetch(spec.data.name, folder)
     examples = data.load_test(spec.data.name, folder)
     return {

@@ -93,7 +93,7 @@ def _run_stages(spec: JobSpec, site: Site, listener: Listener, until: str, with_
             _finish_views(run)
         return run
     _check_early(spec, site, with_search)
-    _check_space(run.path, bytes_needed(spec))
+    check_space(run.path, bytes_needed(spec))
     with stoppable() as stop:
         try:
             with owned(run, listener.note, stop):
@@ -157,7 +157,7 @@ TESTED_BYTES = 2 * (1 << 20)  # weights and the logits of 10,000 images, in the 
 VIEWS_BYTES = 16 * (1 << 20)  # the report alone up to 8
 
 
-def _check_space(folder: Path, num_bytes: int) -> None:
+def check_space(folder: Path, num_bytes: int) -> None:
     """Raises OSError if the disk that will hold `folder` has less than that."""
     existing = next(place for place in (folder, *folder.parents) if place.exists())
     free = shutil.disk_usage(existing).free

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import shutil
 import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,7 @@ from mnist_ray.config import JobSpec, Search, SpecError
 from mnist_ray.learning import data
 from mnist_ray.record.rundir import RunDir, runs_in
 from mnist_ray.running.cluster import Capacity
-from mnist_ray.running.job import bytes_needed
+from mnist_ray.running.job import bytes_needed, check_space
 
 
 @dataclass(frozen=True)
@@ -91,11 +90,10 @@ def _obstacles(spec: JobSpec, capacity: Capacity) -> Iterator[str]:
             check(spec)
         except SpecError as error:
             yield str(error)
-    storage = Path(spec.storage).expanduser().absolute()
-    existing = next(place for place in (storage, *storage.parents) if place.exists())
-    free, needed = shutil.disk_usage(existing).free, bytes_needed(spec)
-    if free < needed:
-        yield f"storage {storage}: {free:,} bytes are free, the run may need {needed:,}: make room"
+    try:
+        check_space(Path(spec.storage).expanduser().absolute(), bytes_needed(spec))
+    except OSError as error:
+        yield f"{error.filename}: {error.strerror}"
 
 
 def _facts(spec: JobSpec, capacity: Capacity, upload: Path | None) -> Iterator[tuple[str, str]]:
@@ -119,7 +117,7 @@ def _facts(spec: JobSpec, capacity: Capacity, upload: Path | None) -> Iterator[t
     sizes = sorted({spec.recipe.batch_size, *(int(end) for end in _batch_sizes(spec))})
     shares = ", ".join(f"{size}: {size / retrain.workers:g}" for size in sizes)
     yield "batch per worker", f"of a global batch of {shares}"
-    folder = Path(spec.data.dir).expanduser() if spec.data.dir else data.default_data_dir()
+    folder = data.data_dir_of(spec.data.dir)
     found = "found" if data.is_present(spec.data.name, folder) else "not there, downloaded when the job needs it"
     yield "data", f"{spec.data.name} in {folder}: {found}"
     yield "disk", f"{bytes_needed(spec) / 1e6:.0f} MB at most, in {Path(spec.storage).expanduser().absolute()}"

@@ -61,7 +61,7 @@ def replay_trial(run: RunDir, number: int, data_dir: Path | None, listen: Callab
     training = _recorded(run, number)
     started = run.stage("started") or {}
     spec = parse_spec(started["spec"], str(run.path))
-    folder = data_dir or (Path(spec.data.dir).expanduser() if spec.data.dir else data.default_data_dir())
+    folder = data_dir or data.data_dir_of(spec.data.dir)
     data.fetch(spec.data.name, folder)
     examples = data.load_training(spec.data.name, folder)
     split = data.stratified_split(examples.labels, spec.data.num_validation, spec.seed)

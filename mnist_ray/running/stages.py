@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mnist_ray import __version__
@@ -98,7 +97,7 @@ class Stages:
     def load_data(self) -> None:
         from mnist_ray.learning import data
 
-        folder = Path(self._spec.data.dir).expanduser() if self._spec.data.dir else data.default_data_dir()
+        folder = data.data_dir_of(self._spec.data.dir)
         self._data_dir = folder
         data.fetch(self._spec.data.name, folder, self._spec.test.also)
         self._examples: LabelledImages = data.load_training(self._spec.data.name, folder)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -67,6 +68,12 @@ def test_everything_in_the_way_is_named_at_once(tmp_path: Path) -> None:
     assert any("search.gpus_per_trial" in line for line in found.lines())
     assert any("retrain.workers" in line for line in found.lines())
     assert found.estimates == []
+
+
+def test_a_disk_without_room_is_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=1000))
+    (obstacle,) = plan(a_spec(tmp_path), TWO).obstacles
+    assert str(tmp_path) in obstacle and "1,000 bytes are free" in obstacle
 
 
 def test_the_upload_is_what_ray_packs(tmp_path: Path) -> None:
