@@ -196,8 +196,9 @@ def optuna_figures(study: optuna.Study, spec: JobSpec) -> dict[str, go.Figure]:
             "slice": visualization.plot_slice(study, target_name=objective),
             "rank": visualization.plot_rank(few, target_name=objective),
         }
-    for figure in found.values():
-        figure.update_layout(title=None)
+    for figure in found.values():  # the page has titles, grounds and colours of text of its own
+        figure.update_layout(title=None, plot_bgcolor=None)
+        figure.update_annotations(font_color=None)
     return found
 
 

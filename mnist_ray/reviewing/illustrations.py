@@ -82,7 +82,7 @@ def search_figures(review: Review, drawn: dict[str, go.Figure]) -> list[Figure]:
 OPTUNA_TITLES = {
     "history": ("Optimization history", "Each complete trial's score, and the best until then."),
     "intermediate": ("Intermediate values", "Each trial's score after each epoch; the short ones were stopped early."),
-    "parallel": ("Parallel coordinates", "Each line is a complete trial; drag along an axis to choose some."),
+    "parallel": ("Parallel coordinates", "Each line is a complete trial; the darker, the better its score."),
     "slice": ("Slices", "Each hyperparameter against the score, coloured by trial number."),
     "rank": ("Ranks", "Pairs of hyperparameters, coloured by the rank of the score."),
     "timeline": ("Timeline", "When each trial ran (UTC), coloured by how it ended."),

@@ -1,7 +1,7 @@
 """One HTML file that needs nothing beside it: template, style, script and plotly's own bundle in one.
 
 The bundle builds functions at run time for WebGL traces alone, which the page's content security policy forbids; no
-figure of a report has one (docs/decisions/0009).
+figure of a report has one, Optuna's parallel coordinates included (docs/decisions/0009).
 """
 
 import base64

@@ -183,6 +183,25 @@ def test_light_and_dark_are_readable_and_the_button_changes_both_page_and_figure
         assert found.complaints == []
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_figure_takes_its_ground_and_its_text_from_the_page(chromium: Browser, run: RunDir, scheme: str) -> None:
+    """But for the confusion matrix, whose numbers stand on colours."""
+    texts = """() => [...document.querySelectorAll('[data-figure]:not([data-figure=confusion])')].flatMap((figure) =>
+        [...figure.querySelectorAll('text'), ...figure.querySelectorAll('rect.bg')].map((each) =>
+            [figure.dataset.figure, each.tagName, getComputedStyle(each)]))
+        .filter(([name, tag, style]) => style.fillOpacity !== '0' && !style.fill.endsWith(', 0)'))  // seen through
+        .map(([name, tag, style]) => [name, tag, style.fill])"""
+    for found in opened(chromium, run.report, color_scheme=scheme, viewport={"width": 1280, "height": 900}):
+        draw_all(found.page)
+        script = "() => getComputedStyle(document.querySelector('figure')).backgroundColor"
+        ground = luminance(found.page.evaluate(script))
+        fills = {(name, tag, luminance(fill)) for name, tag, fill in found.page.evaluate(texts)}
+        assert len({name for name, _, _ in fills}) >= 12
+        for name, tag, fill in fills:
+            contrast = (max(fill, ground) + 0.05) / (min(fill, ground) + 0.05)
+            assert (contrast > 4.5) if tag == "text" else (contrast < 1.1), (name, tag, contrast)
+
+
 def test_a_narrow_screen_needs_no_sideways_scrolling(chromium: Browser, run: RunDir) -> None:
     for found in opened(chromium, run.report, viewport={"width": 360, "height": 740}):
         draw_all(found.page)
