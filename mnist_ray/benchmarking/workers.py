@@ -48,11 +48,18 @@ class Team:
             self._connections.append(ours)
 
     def run(self, batch_size: int) -> Measured:
-        """A round; as the first worker measured it."""
+        """A round; as the slowest worker measured it."""
+        self.begin(batch_size)
+        return self.measured()
+
+    def begin(self, batch_size: int) -> None:
         for connection in self._connections:
             connection.send(batch_size)
+
+    def measured(self) -> Measured:
+        """Of the round that was begun."""
         measured: list[Measured] = [connection.recv() for connection in self._connections]
-        return measured[0]
+        return max(measured, key=lambda each: each.wall_s)
 
     def end(self) -> None:
         for connection in self._connections:
@@ -87,19 +94,29 @@ def _round(steps: Steps, num_examples: int, worker: Worker, batch_size: int) -> 
 
 
 def measure_workers(data_dir: Path, num_rounds: int) -> list[Section]:
-    """data_dir: has MNIST. One worker and two, in turns; then what more would bring."""
-    one, two = Team(1, data_dir), Team(2, data_dir)
+    """data_dir: has MNIST. One worker, two, and two that exchange nothing, in turns; then what more would bring."""
+    one, other, two = Team(1, data_dir), Team(1, data_dir), Team(2, data_dir)
     rounds: dict[tuple[int, int], list[Measured]] = {}
+    strangers: dict[int, list[Measured]] = {}
     for _ in range(num_rounds):
         for batch_size in BATCH_SIZES:
             rounds.setdefault((1, batch_size), []).append(one.run(batch_size))
             rounds.setdefault((2, batch_size), []).append(two.run(batch_size))
+            strangers.setdefault(batch_size, []).append(_beside_each_other(one, other, batch_size // 2))
         for batch_size in set(LOCAL_BATCH_SIZES) - set(BATCH_SIZES):
             rounds.setdefault((1, batch_size), []).append(one.run(batch_size))
-    one.end()
-    two.end()
+    for team in (one, other, two):
+        team.end()
     medians = {key: _median(measured) for key, measured in rounds.items()}
-    return [_measured_section(medians, num_rounds), _modelled_section(medians)]
+    apart = {batch_size: _median(measured) for batch_size, measured in strangers.items()}
+    return [_measured_section(medians, apart, num_rounds), _modelled_section(medians)]
+
+
+def _beside_each_other(one: Team, other: Team, batch_size: int) -> Measured:
+    """A round of two workers that have nothing to do with each other but the machine; as the slower one measured it."""
+    for team in (one, other):
+        team.begin(batch_size)
+    return max((team.measured() for team in (one, other)), key=lambda each: each.wall_s)
 
 
 def _median(rounds: list[Measured]) -> Measured:
@@ -108,11 +125,13 @@ def _median(rounds: list[Measured]) -> Measured:
     )
 
 
-def _measured_section(medians: Mapping[tuple[int, int], Measured], num_rounds: int) -> Section:
+def _measured_section(
+    medians: Mapping[tuple[int, int], Measured], apart: Mapping[int, Measured], num_rounds: int
+) -> Section:
     rows, ratios = [], {}
     for batch_size in BATCH_SIZES:
         alone, together = medians[1, batch_size], medians[2, batch_size]
-        efficiency = alone.wall_s / together.wall_s / 2
+        efficiency, at_most = (alone.wall_s / each.wall_s / 2 for each in (together, apart[batch_size]))
         rows.append(
             {
                 "global batch": batch_size,
@@ -121,14 +140,19 @@ def _measured_section(medians: Mapping[tuple[int, int], Measured], num_rounds: i
                 "of it exchanging, ms": round(1e3 * together.exchanging_s, 2),
                 "throughput": round(alone.wall_s / together.wall_s, 2),
                 "of twice one worker's": f"{efficiency:.0%}",
+                "exchanging nothing": f"{at_most:.0%}",
             }
         )
         ratios[f"throughput of two workers to twice that of one, global batch {batch_size}"] = efficiency
+        ratios[f"the same to that of two workers that exchange nothing, global batch {batch_size}"] = (
+            efficiency / at_most
+        )
     return Section(
         "Two workers",
         f"One thread each, on this machine, without Ray; a step of the same global batch. Medians of {num_rounds} "
-        "rounds in turns. Exchanging includes waiting for the other worker. What else is lost: what a step costs "
-        "whatever its size, and caches and memory that the cores share.",
+        "rounds in turns. Exchanging includes waiting for the other worker. The last column is what this "
+        "machine leaves to two workers of half the batch each that have nothing to do with each other: a step costs "
+        "something whatever its size, and the cores share caches and memory.",
         rows,
         ratios,
     )
