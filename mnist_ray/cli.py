@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mnist_ray.config import JobSpec
+    from mnist_ray.files import Place
     from mnist_ray.record.rundir import RunDir
 
 DESCRIPTION = """\
@@ -176,7 +177,8 @@ def _add_job_options(job: argparse.ArgumentParser) -> None:
 
 
 def _add_storage(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--storage", help="the folder that holds the runs (default: the spec's, then ./results)")
+    text = "the folder that holds the runs, or s3://BUCKET/FOLDER (default: the spec's, then ./results)"
+    parser.add_argument("--storage", help=text)
 
 
 # --- jobs --------------------------------------------------------------------------------------------------------
@@ -234,6 +236,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 def _spec_of(arguments: argparse.Namespace) -> "JobSpec":
     from mnist_ray.config import load_spec
+    from mnist_ray.files import place_of
 
     overrides = list(arguments.set)
     for key, value in (
@@ -244,7 +247,9 @@ def _spec_of(arguments: argparse.Namespace) -> "JobSpec":
         if value is not None:
             overrides.append(f"{key}={_quoted(value)}")
     spec = load_spec(arguments.spec, overrides)
-    storage = (arguments.storage_root or Path()) / Path(spec.storage).expanduser()
+    storage = place_of(spec.storage)
+    if isinstance(storage, Path):
+        storage = (arguments.storage_root or Path()) / storage
     return spec.model_copy(update={"storage": str(storage)})
 
 
@@ -367,8 +372,13 @@ def _benchmark(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _storage_of(arguments: argparse.Namespace) -> Path:
-    return Path(arguments.storage or DEFAULT_STORAGE).expanduser()
+def _storage_of(arguments: argparse.Namespace) -> "Place":
+    from mnist_ray.config import check_storage
+    from mnist_ray.files import place_of
+
+    storage = arguments.storage or DEFAULT_STORAGE
+    check_storage(storage)
+    return place_of(storage)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal, Self, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
+from mnist_ray.object_stores import SCHEMES, is_address
+
 DataSetName = Literal["mnist", "fashion_mnist", "kmnist", "qmnist", "digits"]
 SecondTest = Literal["qmnist50k"]  # QMNIST's 50,000 test images that MNIST does not have
 Objective = Literal["val_loss", "val_accuracy"]
@@ -185,7 +187,7 @@ class JobSpec(_Part):
     test: Test = Test()
     max_hours: float | None = Field(None, gt=0)  # of searching, over all sessions of the run
     max_failures: int = Field(2, ge=0)  # how often a trial or the retraining is started again after it died
-    storage: str = "results"  # the folder that holds the runs
+    storage: str = "results"  # the folder that holds the runs, or an address: s3://bucket/folder, gs://bucket/folder
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -194,6 +196,7 @@ class JobSpec(_Part):
                 f"name {self.name!r} is not a run name: use up to 64 letters, digits, '.', '_' and '-', "
                 "beginning with a letter or a digit"
             )
+        check_storage(self.storage)
         for key, dimension in self.search.space.items():
             _check_dimension(key, dimension)
         self._check_batches_fill_workers()
@@ -223,6 +226,28 @@ class JobSpec(_Part):
     def recipe_is_in_space(self) -> bool:
         """Whether the search can begin with the recipe; a space that leaves it out is allowed."""
         return all(dimension.holds(getattr(self.recipe, key)) for key, dimension in self.search.space.items())
+
+
+def check_storage(storage: str) -> None:
+    """An address must be one of a store that can keep a run; what might be a password is not repeated.
+
+    Raises SpecError.
+    """
+    if not is_address(storage):
+        return
+    scheme, _, rest = storage.partition("://")
+    if scheme not in SCHEMES:
+        known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
+        raise SpecError(
+            f"storage begins with {_brief(scheme)}://, which cannot keep a run: use a folder, or one of {known}"
+        )
+    if set("@?#") & set(rest):
+        raise SpecError(
+            f"storage {scheme}://... holds one of @ ? #: use {scheme}://BUCKET/FOLDER, and leave user names and "
+            "passwords to the environment of the nodes"
+        )
+    if not rest.partition("/")[0]:
+        raise SpecError(f"storage {scheme}:// names no bucket: use {scheme}://BUCKET/FOLDER")
 
 
 def _check_dimension(key: str, dimension: Range | Choices) -> None:

@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the old content or the new, never half of it.
+"""Writing files so that a reader sees the old content or the new, never half of it: on disks and in object stores.
 
 A failpoint is a moment of such a write at which a test can end the process: $MNIST_RAY_FAILPOINT is
 `<point>:<before|during|after>:<occurrence>`, such as `event-epoch:during:3`.
@@ -8,12 +8,19 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import signal
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from upath import UPath
+
+from mnist_ray import object_stores
+
+Place = Path | UPath  # of a file or a folder: on a disk, or in an object store
 
 FAILPOINT = "MNIST_RAY_FAILPOINT"
 
@@ -24,32 +31,61 @@ class CorruptFileError(ValueError):
     """A file's content is not what was written: torn, cut, flipped, gone or not ours."""
 
 
-def write_atomic(path: Path, content: bytes, point: str | None = None) -> None:
-    """Write beside, flush to the disk, rename. Raises OSError; then `path` is as it was."""
-    replace_atomic(path, lambda beside: beside.write_bytes(content), point)
+def place_of(text: str) -> Place:
+    """A path, or the address of an object store (`s3://bucket/folder`)."""
+    return object_stores.place_at(text) if object_stores.is_address(text) else Path(text).expanduser()
 
 
-def replace_atomic(path: Path, write: Callable[[Path], object], point: str | None = None) -> None:
-    """Let `write` make a file beside `path`, flush it, rename it to `path`; for writers that need a path.
+# --- writing -----------------------------------------------------------------------------------------------------
 
-    point: the failpoint's name, `path.name` if there is none.
+
+def write_atomic(place: Place, content: bytes, point: str | None = None) -> None:
+    """Write beside, flush to the disk, rename; or one object. Raises OSError; then `place` is as it was."""
+    if isinstance(place, Path):
+        replace_atomic(place, lambda beside: beside.write_bytes(content), point)
+        return
+    with _object_written(point or place.name):
+        object_stores.write(place, content)
+
+
+def replace_atomic(place: Place, write: Callable[[Path], object], point: str | None = None) -> None:
+    """Let `write` make a file on a disk, which then becomes `place` at once; for writers that need a path.
+
+    point: the failpoint's name, `place.name` if there is none.
     """
-    with _written_beside(path, write, point or path.name) as beside:
-        beside.replace(path)
+    if isinstance(place, Path):
+        with _written_beside(place, write, point or place.name) as beside:
+            beside.replace(place)
+        return
+    with tempfile.TemporaryDirectory(prefix="mnist-ray-") as folder:
+        made = Path(folder) / place.name
+        write(made)
+        write_atomic(place, made.read_bytes(), point)
 
 
-def create_atomic(path: Path, content: bytes, point: str | None = None) -> None:
-    """As `write_atomic`, but raises FileExistsError if `path` is there already, and leaves that as it is.
+def create_atomic(place: Place, content: bytes, point: str | None = None) -> None:
+    """As `write_atomic`, but raises FileExistsError if `place` is there already, and leaves that as it is.
 
     The link is one step on local disks and on NFS, where its answer can get lost: what is there may be ours.
     """
-    with _written_beside(path, lambda beside: beside.write_bytes(content), point or path.name) as beside:
+    if not isinstance(place, Path):
+        with _object_written(point or place.name):
+            object_stores.create(place, content)
+        return
+    with _written_beside(place, lambda beside: beside.write_bytes(content), point or place.name) as beside:
         try:
-            os.link(beside, path)
+            os.link(beside, place)
         except FileExistsError:
-            if path.read_bytes() != content:
+            if place.read_bytes() != content:
                 raise
         beside.unlink()
+
+
+@contextlib.contextmanager
+def _object_written(point: str) -> Iterator[None]:
+    _failpoint(point, "before")
+    yield
+    _failpoint(point, "after")
 
 
 @contextlib.contextmanager
@@ -87,8 +123,10 @@ def _failpoint(point: str, moment: str, half_written: Path | None = None) -> Non
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove the files beside that writers which were killed left in `folder` and below."""
+def remove_leftovers(folder: Place) -> None:
+    """Remove the files beside that writers which were killed left in `folder` and below; a store never shows any."""
+    if not isinstance(folder, Path):
+        return
     for leftover in folder.rglob(".*"):
         with contextlib.suppress(OSError):
             leftover.unlink()
@@ -104,11 +142,61 @@ def sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
+# --- reading and removing ----------------------------------------------------------------------------------------
+
+
+def read(place: Place) -> bytes:
+    """Raises FileNotFoundError, OSError."""
+    return place.read_bytes() if isinstance(place, Path) else object_stores.read(place)
+
+
+def read_each(places: Sequence[Place]) -> list[bytes]:
+    """All of one kind; from an object store many at a time. Raises FileNotFoundError, OSError."""
+    remote = [place for place in places if not isinstance(place, Path)]
+    return object_stores.read_each(remote) if remote else [read(place) for place in places]
+
+
+def exists(place: Place) -> bool:
+    return place.exists() if isinstance(place, Path) else object_stores.exists(place)
+
+
+def children(folder: Place, pattern: str = "*") -> list[Place]:
+    """What lies directly in a folder and has a name that matches, in no order; nothing if there is no such folder."""
+    if isinstance(folder, Path):
+        return list(folder.glob(pattern))
+    return list(object_stores.children(folder, pattern))
+
+
+def remove(place: Place) -> None:
+    """A file, if it is there."""
+    if isinstance(place, Path):
+        place.unlink(missing_ok=True)
+    else:
+        object_stores.remove(place)
+
+
+def remove_tree(folder: Place) -> None:
+    """A folder, as far as that can be done: what is left is in nobody's way."""
+    if isinstance(folder, Path):
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    with contextlib.suppress(OSError):
+        object_stores.remove_tree(folder)
+
+
+def modified_at(place: Place) -> float:
+    """By the clock of the disk or the store, in seconds since 1970. Raises FileNotFoundError, OSError."""
+    return place.stat().st_mtime if isinstance(place, Path) else object_stores.modified_at(place)
+
+
+# --- sealed content ----------------------------------------------------------------------------------------------
+
+
 def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def write_json(path: Path, body: Any) -> None:
+def write_json(path: Place, body: Any) -> None:
     """Write `body` as readable JSON, atomically."""
     write_atomic(path, json.dumps(body, indent=2, allow_nan=False).encode() + b"\n")
 
@@ -123,15 +211,20 @@ def sealed_json(body: Any) -> bytes:
     return json.dumps({"body": body, "sha256": seal(body)}).encode()
 
 
-def write_sealed_json(path: Path, body: Any, point: str | None = None) -> None:
+def write_sealed_json(path: Place, body: Any, point: str | None = None) -> None:
     """Write `body` as JSON together with its own hash, atomically."""
     write_atomic(path, sealed_json(body), point)
 
 
-def read_sealed_json(path: Path) -> Any:
+def read_sealed_json(path: Place) -> Any:
     """Read what `write_sealed_json` wrote. Raises CorruptFileError, FileNotFoundError."""
+    return unsealed(read(path), path)
+
+
+def unsealed(content: bytes, path: Place) -> Any:
+    """The body of what `sealed_json` made. path: where it was read. Raises CorruptFileError."""
     try:
-        sealed = json.loads(path.read_bytes())
+        sealed = json.loads(content)
         body, expected = sealed["body"], sealed["sha256"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptFileError(f"{path}: not a sealed JSON file ({error})") from error

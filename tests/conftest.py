@@ -6,7 +6,7 @@ from collections.abc import Generator
 import pytest
 from hypothesis import settings
 
-pytest_plugins = ["tests.ray_head"]
+pytest_plugins = ["tests.ray_head", "tests.s3_server"]
 
 # Before anything imports torch; processes that tests start inherit it. Two threads on two busy cores are slower.
 os.environ["OMP_NUM_THREADS"] = "1"

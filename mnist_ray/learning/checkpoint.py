@@ -1,11 +1,9 @@
 """A TrainState to and from a folder, without pickle: safetensors for tensors, JSON for the rest."""
 
 import logging
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -14,9 +12,20 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from mnist_ray.config import TrainingConfig
-from mnist_ray.files import CorruptFileError, read_sealed_json, sha256, write_atomic, write_sealed_json
+from mnist_ray.files import (
+    CorruptFileError,
+    Place,
+    children,
+    read,
+    read_sealed_json,
+    remove_tree,
+    sha256,
+    write_atomic,
+    write_sealed_json,
+)
 from mnist_ray.learning.model import MnistCNN
 from mnist_ray.learning.training import TrainingData, TrainState, Worker, fit
+from mnist_ray.object_stores import OutOfReachError
 
 logger = logging.getLogger(__name__)
 
@@ -51,9 +60,9 @@ class Checkpoints:
 
     def __init__(
         self,
-        folder: Path,
+        folder: Place,
         config: TrainingConfig,
-        earlier: Sequence[Path] = (),
+        earlier: Sequence[Place] = (),
         every_s: float = 5.0,
         num_kept: int = 2,
     ) -> None:
@@ -66,10 +75,11 @@ class Checkpoints:
         self._last_saved = time.monotonic()
 
     @classmethod
-    def of_generation(cls, folder: Path, generation: int, config: TrainingConfig) -> "Checkpoints":
+    def of_generation(cls, folder: Place, generation: int, config: TrainingConfig) -> "Checkpoints":
         """folder: of the training; below it each generation of owners has one."""
         own = folder / f"{generation:06d}"
-        return cls(own, config, [other for other in sorted(folder.glob("[0-9]*")) if other.name < own.name])
+        others = sorted(children(folder, "[0-9]*"), key=lambda other: other.name)
+        return cls(own, config, [other for other in others if other.name < own.name])
 
     def save_if_due(self, state: TrainState) -> None:
         """Save after the last epoch, and before it at most once per `every_s`. Raises OSError."""
@@ -92,25 +102,30 @@ class Checkpoints:
         self._remove_all_but_latest(folder)
 
     def latest(self) -> SavedState | None:
-        """The latest sound checkpoint; one that is torn or of another training is named in the log and passed over."""
+        """The latest sound checkpoint; one that is torn or of another training is named in the log and passed over.
+
+        Raises OutOfReachError.
+        """
         for folder in reversed(_epochs_in(*self._earlier, self._folder)):
             try:
                 return self._read(folder)
+            except OutOfReachError:
+                raise  # it may well be sound
             except (CorruptFileError, OSError) as error:
                 logger.warning("checkpoint %s is not used: %s", folder, error)
         return None
 
-    def _remove_all_but_latest(self, latest: Path) -> None:
+    def _remove_all_but_latest(self, latest: Place) -> None:
         """What lies after `latest` could not be used, or training would have gone on from there."""
         epochs = _epochs_in(self._folder)
         kept = epochs[: epochs.index(latest) + 1][-self._num_kept :]
         superseded = [] if len(kept) < self._num_kept else self._earlier
         for folder in [*(epoch for epoch in epochs if epoch not in kept), *superseded]:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_tree(folder)
 
-    def _read(self, folder: Path) -> SavedState:
+    def _read(self, folder: Place) -> SavedState:
         manifest = read_sealed_json(folder / MANIFEST_NAME)
-        tensors = (folder / TENSORS_NAME).read_bytes()
+        tensors = read(folder / TENSORS_NAME)
         if sha256(tensors) != manifest["tensors_sha256"]:
             raise CorruptFileError(f"{TENSORS_NAME} does not match its SHA-256 {manifest['tensors_sha256'][:12]}")
         if manifest["config"] != self._config.model_dump():
@@ -118,9 +133,9 @@ class Checkpoints:
         return SavedState(manifest["completed_epochs"], manifest["history"], tensors)
 
 
-def _epochs_in(*folders: Path) -> list[Path]:
+def _epochs_in(*folders: Place) -> list[Place]:
     """The checkpoints in these folders, in the order of their epochs."""
-    epochs = [epoch for folder in folders for epoch in folder.glob("epoch-*")]
+    epochs = [epoch for folder in folders for epoch in children(folder, "epoch-*")]
     return sorted(epochs, key=lambda epoch: (len(epoch.name), epoch.name))
 
 

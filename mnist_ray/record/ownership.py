@@ -10,11 +10,21 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from mnist_ray import __version__
-from mnist_ray.files import CorruptFileError, read_sealed_json, remove_leftovers, write_sealed_json
+from mnist_ray.files import (
+    CorruptFileError,
+    Place,
+    children,
+    exists,
+    modified_at,
+    read_sealed_json,
+    remove,
+    remove_leftovers,
+    write_atomic,
+    write_sealed_json,
+)
 from mnist_ray.record.process import is_gone, place, this_process
 from mnist_ray.record.rundir import RunDir, TakenOverError, owner_line
 
@@ -60,18 +70,17 @@ def owned(run: RunDir, note: Callable[[str], None], when_lost: Callable[[], None
 def _tidy(run: RunDir) -> None:
     """Remove what owners before this one left: files half written, and leases but the last owner's."""
     remove_leftovers(run.path)
-    kept = sorted(run.leases.glob("*.json"))[-1:]
-    for lease in run.leases.glob("*.json"):
-        if lease not in kept:
-            lease.unlink(missing_ok=True)
+    leases = sorted(children(run.leases, "*.json"), key=lambda lease: lease.name)
+    for lease in leases[:-1]:
+        remove(lease)
 
 
-def _renew(run: RunDir, lease: Path, is_over: bool) -> None:
+def _renew(run: RunDir, lease: Place, is_over: bool) -> None:
     body = {"at": time.time(), "num_events": run.num_published, "is_over": is_over}
     write_sealed_json(lease, body, "lease")
 
 
-def _keep_renewing(run: RunDir, lease: Path, is_over: threading.Event, when_lost: Callable[[], None]) -> None:
+def _keep_renewing(run: RunDir, lease: Place, is_over: threading.Event, when_lost: Callable[[], None]) -> None:
     while not is_over.wait(RENEW_S):
         if run.was_taken_over():
             when_lost()
@@ -119,7 +128,7 @@ def _owner_line(run: RunDir) -> str:
     return owner_line(owner)
 
 
-def _content(lease: Path) -> Mapping[str, Any] | None:
+def _content(lease: Place) -> Mapping[str, Any] | None:
     try:
         body: Mapping[str, Any] = read_sealed_json(lease)
     except (OSError, CorruptFileError):
@@ -127,13 +136,12 @@ def _content(lease: Path) -> Mapping[str, Any] | None:
     return body
 
 
-def _age_s(run: RunDir, lease: Path) -> float:
-    """Seconds since the last sign of the owner, by the clock of the file system, which all hosts share."""
+def _age_s(run: RunDir, lease: Place) -> float:
+    """Seconds since the last sign of the owner, by the clock of the storage, which all hosts share."""
     probe = run.leases / f"probe-{socket.gethostname()}-{os.getpid()}"
-    probe.parent.mkdir(exist_ok=True)
-    probe.touch()
+    write_atomic(probe, b"")
     try:
         signs = [lease, run.record]  # the folder's time is that of the latest event
-        return max(0.0, probe.stat().st_mtime - max(sign.stat().st_mtime for sign in signs if sign.exists()))
+        return max(0.0, modified_at(probe) - max(modified_at(sign) for sign in signs if exists(sign)))
     finally:
-        probe.unlink(missing_ok=True)
+        remove(probe)

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from mnist_ray.config import JobSpec
+from mnist_ray.files import read
 from mnist_ray.record.rundir import RunDir, Training
 
 # One row per training. pandas' nullable types, so that a missing number stays missing and a count stays whole.
@@ -183,7 +184,7 @@ def cell(name: str, value: Any) -> str:
 
 def read_outcome(run: RunDir) -> dict[str, Any]:
     """result.json as `write_views` wrote it. Raises OSError, ValueError."""
-    outcome: dict[str, Any] = json.loads(run.outcome.read_text(encoding="utf-8"))
+    outcome: dict[str, Any] = json.loads(read(run.outcome))
     return outcome
 
 

@@ -9,21 +9,36 @@ Everything else in the folder is disposable: checkpoints of trainings that have 
 views (tables, study, copies of models and logs; see views.py) that can be made from the record again.
 """
 
+import os
 import re
-import shutil
+import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-from mnist_ray.config import SpecError
-from mnist_ray.files import CorruptFileError, read_sealed_json, sha256, write_atomic
+from mnist_ray.config import SpecError, check_storage
+from mnist_ray.files import (
+    CorruptFileError,
+    Place,
+    children,
+    modified_at,
+    place_of,
+    read,
+    read_sealed_json,
+    remove_tree,
+    sha256,
+    write_atomic,
+)
 from mnist_ray.record.log import REMEDY, EventLog
 
 Status = Literal["complete", "pruned", "stopped", "failed"]
 
 TRAINING_ID = re.compile(r"[a-z]+-[a-z0-9-]+")
+
+LOOK_EVERY_S = 1.0  # at what others published in a store, where each look takes some hundredths of a second
 
 RECORD_FORMAT = 3  # moves when a release can no longer go on with the runs of the one before it
 
@@ -74,8 +89,9 @@ class RunDir:
     TakenOverError, and leave what was there before. All that read raise CorruptFileError.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path.absolute()
+    def __init__(self, path: Place) -> None:
+        # In a store it is a UPath, which is joined and named like a Path; all else is done by files.py.
+        self.path = cast(Path, path.absolute())
         self.spec = self.path / "spec.yaml"
         self.results_csv = self.path / "results.csv"
         self.results_parquet = self.path / "results.parquet"
@@ -86,7 +102,7 @@ class RunDir:
         self.outcome = self.path / "result.json"
         self.best_spec = self.path / "best.yaml"
         self.study = self.path / "study.sqlite3"
-        self.ray_state = self.path / "ray"  # what Ray itself writes; nothing is read from it
+        self.ray_state = _disk_for(self.path) / "ray"  # what Ray itself writes; nothing is read from it
         self.retraining_log = self.path / "logs" / "retrain.log"
         self.leases = self.path / "leases"
         self.record = self.path / "record"
@@ -95,6 +111,8 @@ class RunDir:
         self._stages: list[dict[str, Any]] = []
         self._sessions: list[Session] = []
         self._mine = 0  # the number of the event by which this process became the owner
+        self._look_every_s = 0.0 if isinstance(path, Path) else LOOK_EVERY_S
+        self._looked_at = float("-inf")
 
     @property
     def exists(self) -> bool:
@@ -116,14 +134,14 @@ class RunDir:
 
     def remove_checkpoints(self, training_id: str) -> None:
         """Once its outcome is on record, nothing goes on from them."""
-        shutil.rmtree(self.checkpoints(training_id), ignore_errors=True)
+        remove_tree(self.checkpoints(training_id))
 
     def remove_spent_checkpoints(self) -> None:
         """Those of trainings that have ended; a process that was killed may have left them."""
-        for folder in (self.path / "checkpoints").glob("*"):
+        for folder in children(self.path / "checkpoints"):
             training = self.training(folder.name)
             if training is None or training.status is not None:
-                shutil.rmtree(folder, ignore_errors=True)
+                remove_tree(folder)
 
     # --- who owns it
 
@@ -141,7 +159,7 @@ class RunDir:
 
     @property
     def num_events(self) -> int:
-        self._catch_up()
+        self._catch_up(at_once=True)
         return self._log.num_read
 
     @property
@@ -235,7 +253,7 @@ class RunDir:
     def blob(self, name: str) -> bytes:
         path = self._blob(name)
         try:
-            content = path.read_bytes()
+            content = read(path)
         except FileNotFoundError:
             raise CorruptFileError(f"{path} is missing: {REMEDY}") from None
         if sha256(content) != name:
@@ -270,7 +288,11 @@ class RunDir:
             raise TakenOverError(f"{self.path} was taken over by another process") from None
         self._apply(event)
 
-    def _catch_up(self) -> None:
+    def _catch_up(self, at_once: bool = False) -> None:
+        """Read what was published since; in a store at most once in LOOK_EVERY_S, unless it is to be `at_once`."""
+        if not at_once and time.monotonic() - self._looked_at < self._look_every_s:
+            return
+        self._looked_at = time.monotonic()
         is_first = self._log.num_read == 0
         for event in self._log.read_new():
             self._apply(event)
@@ -326,6 +348,11 @@ class RunDir:
             session.last_search_at = event["at"]
 
 
+def _disk_for(path: Place) -> Path:
+    """The run's own folder, or where that is in a store one of this process."""
+    return path if isinstance(path, Path) else Path(tempfile.gettempdir(), f"mnist-ray-{os.getpid()}")
+
+
 def _checked(training_id: str) -> str:
     """A training's name, which becomes part of a path. Raises CorruptFileError for one that could lead elsewhere."""
     if not TRAINING_ID.fullmatch(training_id):
@@ -350,11 +377,11 @@ def owner_line(owner: Mapping[str, Any]) -> str:
     return f"process {owner['pid']} on host {owner['host']}, which has it since {owner['at']}"
 
 
-def runs_in(storage: Path) -> list[RunDir]:
+def runs_in(storage: Place) -> list[RunDir]:
     """The runs below a storage folder, newest first."""
-    runs = [RunDir(path) for path in storage.iterdir()] if storage.is_dir() else []
+    runs = [RunDir(path) for path in children(storage)]
     runs = [run for run in runs if run.exists]
-    return sorted(runs, key=lambda run: run.path.stat().st_mtime, reverse=True)
+    return sorted(runs, key=lambda run: modified_at(run.path), reverse=True)
 
 
 def now() -> str:
@@ -362,9 +389,10 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def find_run(name: str, storage: Path) -> RunDir:
+def find_run(name: str, storage: Place) -> RunDir:
     """A run by its name below `storage`, or by its folder. Raises SpecError that says which there are."""
-    for path in (storage / name, Path(name)):
+    check_storage(name)
+    for path in (storage / name, place_of(name)):
         if (run := RunDir(path)).exists:
             return run
     known = ", ".join(run.path.name for run in runs_in(storage)) or "none"

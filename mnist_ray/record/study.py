@@ -12,7 +12,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from mnist_ray.config import Choices, Dimension, JobSpec, Search, is_whole
-from mnist_ray.files import replace_atomic
+from mnist_ray.files import Place, replace_atomic
 from mnist_ray.record.rundir import Training
 from mnist_ray.record.shortlist import ShortlistStorage
 
@@ -103,7 +103,7 @@ def _sampler(seed: int, search: Search, space: dict[str, BaseDistribution]) -> o
         )
 
 
-def write_study(path: Path, name: str, search: Search, trainings: Sequence[Training]) -> None:
+def write_study(path: Place, name: str, search: Search, trainings: Sequence[Training]) -> None:
     """Write the study as a SQLite file that Optuna and its dashboard open."""
 
     def write(beside: Path) -> None:

@@ -1,9 +1,7 @@
 """What people and other programs open in a run's folder: made from the record, whenever it is wanted."""
 
-from pathlib import Path
-
 from mnist_ray.config import dump_spec, parse_spec
-from mnist_ray.files import replace_atomic, write_atomic, write_json
+from mnist_ray.files import Place, exists, read, replace_atomic, write_atomic, write_json
 from mnist_ray.record.results import (
     STAGES,
     best_spec,
@@ -33,7 +31,7 @@ def views_are_current(run: RunDir) -> bool:
     """Whether the views are there and show everything that is published."""
     tables = (run.results_csv, run.results_parquet, run.history_parquet, run.study, run.spec)
     try:
-        return all(map(Path.is_file, tables)) and bool(read_outcome(run)["num_events"] == run.num_events)
+        return all(map(exists, tables)) and bool(read_outcome(run)["num_events"] == run.num_events)
     except (OSError, ValueError, KeyError):
         return False
 
@@ -70,8 +68,8 @@ def _write_models(run: RunDir) -> None:
         _write_once(run.test_logits(training_id), run.blob(score["test_logits"]), "logits-view")
 
 
-def _write_once(path: Path, content: bytes, point: str) -> None:
-    if not path.is_file() or path.read_bytes() != content:
+def _write_once(path: Place, content: bytes, point: str) -> None:
+    if not exists(path) or read(path) != content:
         write_atomic(path, content, point)
 
 

@@ -1,11 +1,11 @@
-"""Disks that are full or read-only: trouble that no retry mends, and that would meet every training in turn."""
+"""Storage that is full, read-only or out of reach: trouble that would meet every training in turn."""
 
 import errno
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
-TROUBLES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+from mnist_ray.files import Place
+
+TROUBLES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EREMOTEIO)
 
 
 @dataclass(frozen=True)
@@ -13,14 +13,15 @@ class DiskTrouble:
     """Such an error of a worker, on its way to the driver."""
 
     number: int  # an errno
+    reason: str
     path: str
 
     @classmethod
-    def of(cls, error: OSError, folder: Path) -> "DiskTrouble | None":
+    def of(cls, error: OSError, folder: Place) -> "DiskTrouble | None":
         """folder: where the worker was writing; writing to an open file fails without a name."""
         if error.errno not in TROUBLES:
             return None
-        return cls(error.errno, str(error.filename or folder))
+        return cls(error.errno, error.strerror or type(error).__name__, str(error.filename or folder))
 
     def error(self) -> OSError:
-        return OSError(self.number, os.strerror(self.number), self.path)
+        return OSError(self.number, self.reason, self.path)

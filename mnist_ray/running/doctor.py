@@ -4,12 +4,14 @@ import os
 import platform
 import shutil
 import tempfile
+import uuid
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from mnist_ray import __version__
 from mnist_ray.config import SpecError
+from mnist_ray.files import Place, remove, write_atomic
 from mnist_ray.learning import data
 from mnist_ray.running.cluster import PACKAGES_ON_EVERY_NODE, address_in_use, connected, local_capacity
 
@@ -21,7 +23,7 @@ class Finding:
     text: str
 
 
-def examine(data_dir: Path, storage: Path, address: str | None) -> list[Finding]:
+def examine(data_dir: Path, storage: Place, address: str | None) -> list[Finding]:
     """Versions, CPUs and GPUs, data sets, storage, and the cluster if there is one to join."""
     findings = [Finding("mnist_ray", True, f"{__version__}, Python {platform.python_version()}")]
     findings += [_package(name) for name in PACKAGES_ON_EVERY_NODE]
@@ -52,7 +54,9 @@ def _data_sets(folder: Path) -> list[Finding]:
     ]
 
 
-def _storage(storage: Path) -> Finding:
+def _storage(storage: Place) -> Finding:
+    if not isinstance(storage, Path):
+        return _store(storage)
     place = storage.absolute()
     existing = next(folder for folder in (place, *place.parents) if folder.exists())
     try:
@@ -61,6 +65,16 @@ def _storage(storage: Path) -> Finding:
     except OSError as error:
         return Finding("storage", False, f"{place} cannot be written: {error.strerror}")
     return Finding("storage", True, f"{place}, {shutil.disk_usage(existing).free / 1e9:.0f} GB free")
+
+
+def _store(storage: Place) -> Finding:
+    probe = storage / f".probe-{uuid.uuid4().hex}"
+    try:
+        write_atomic(probe, b"mnist_ray")
+        remove(probe)
+    except OSError as error:
+        return Finding("storage", False, f"{storage} cannot be written: {error.strerror}")
+    return Finding("storage", True, str(storage))
 
 
 def _cluster(address: str | None) -> Finding:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from mnist_ray.config import SpecError, parse_spec
+from mnist_ray.files import Place
 from mnist_ray.learning import data
 from mnist_ray.learning.checkpoint import model_from_bytes
 from mnist_ray.learning.images import read_image
@@ -59,7 +60,7 @@ def model_of_choice(run: RunDir) -> MnistCNN:
     raise SpecError(f"{run.path} has no trained model yet: finish it with 'mnist-ray run' first")
 
 
-def latest_finished_run(storage: Path) -> RunDir:
+def latest_finished_run(storage: Place) -> RunDir:
     """Raises SpecError if there is none."""
     for run in runs_in(storage):
         if run.stage("tested"):

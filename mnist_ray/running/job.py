@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mnist_ray import __version__
 from mnist_ray.config import JobSpec, SpecError, parse_spec, refused_changes
-from mnist_ray.files import remove_leftovers
+from mnist_ray.files import Place, place_of, remove_leftovers
 from mnist_ray.record.ownership import has_ended, owned
 from mnist_ray.record.rundir import RECORD_FORMAT, RunDir, TakenOverError
 from mnist_ray.record.views import views_are_current, write_views
@@ -49,7 +49,7 @@ def train_job(spec: JobSpec, site: Site = HERE, listener: Listener = SILENT) -> 
 
 def open_run(spec: JobSpec) -> RunDir:
     """The run's folder, checked to be this spec's or new. Raises SpecError."""
-    run = RunDir(Path(spec.storage).expanduser() / spec.name)
+    run = RunDir(place_of(spec.storage) / spec.name)
     _check_release(run)
     started = run.stage("started")
     if started is None:
@@ -157,8 +157,10 @@ TESTED_BYTES = 2 * (1 << 20)  # weights and the logits of 10,000 images, in the 
 VIEWS_BYTES = 16 * (1 << 20)  # the report alone up to 8
 
 
-def check_space(folder: Path, num_bytes: int) -> None:
-    """Raises OSError if the disk that will hold `folder` has less than that."""
+def check_space(folder: Place, num_bytes: int) -> None:
+    """Raises OSError if the disk that will hold `folder` has less than that; a store has no end."""
+    if not isinstance(folder, Path):
+        return
     existing = next(place for place in (folder, *folder.parents) if place.exists())
     free = shutil.disk_usage(existing).free
     if free < num_bytes:

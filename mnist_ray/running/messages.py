@@ -1,10 +1,10 @@
 """What the driver and the group of workers tell each other."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from mnist_ray.config import TrainingConfig
+from mnist_ray.files import Place
 from mnist_ray.running.disks import DiskTrouble
 
 
@@ -14,7 +14,7 @@ class Retraining:
 
     id: str
     config: TrainingConfig
-    checkpoints: Path  # its folder; below it each generation of owners has one
+    checkpoints: Place  # its folder; below it each generation of owners has one
     generation: int
 
 

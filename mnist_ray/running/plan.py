@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mnist_ray.config import JobSpec, Search, SpecError
+from mnist_ray.files import Place, place_of, read
 from mnist_ray.learning import data
 from mnist_ray.record.rundir import RunDir, runs_in
 from mnist_ray.running.cluster import Capacity
@@ -75,7 +76,7 @@ def _duration(seconds: float) -> str:
 def plan(spec: JobSpec, capacity: Capacity, upload: Path | None = None) -> Plan:
     """upload: the folder that `ray job submit --working-dir` would send. Nothing is started or downloaded."""
     obstacles = list(_obstacles(spec, capacity))
-    speed = known_speed(spec, Path(spec.storage).expanduser())
+    speed = known_speed(spec, place_of(spec.storage))
     facts = list(_facts(spec, capacity, upload))
     facts.append(
         ("speed", speed.source if speed else "not known: run 'mnist-ray benchmark steps', or a short run first")
@@ -91,7 +92,7 @@ def _obstacles(spec: JobSpec, capacity: Capacity) -> Iterator[str]:
         except SpecError as error:
             yield str(error)
     try:
-        check_space(Path(spec.storage).expanduser().absolute(), bytes_needed(spec))
+        check_space(place_of(spec.storage).absolute(), bytes_needed(spec))
     except OSError as error:
         yield f"{error.filename}: {error.strerror}"
 
@@ -120,7 +121,7 @@ def _facts(spec: JobSpec, capacity: Capacity, upload: Path | None) -> Iterator[t
     folder = data.data_dir_of(spec.data.dir)
     found = "found" if data.is_present(spec.data.name, folder) else "not there, downloaded when the job needs it"
     yield "data", f"{spec.data.name} in {folder}: {found}"
-    yield "disk", f"{bytes_needed(spec) / 1e6:.0f} MB at most, in {Path(spec.storage).expanduser().absolute()}"
+    yield "disk", f"{bytes_needed(spec) / 1e6:.0f} MB at most, in {place_of(spec.storage).absolute()}"
     if upload is not None:
         yield "upload", f"{upload_bytes(upload) / 1e6:.1f} MB of the 100 MiB that Ray takes"
 
@@ -147,7 +148,7 @@ def upload_bytes(folder: Path) -> int:
 # --- time --------------------------------------------------------------------------------------------------------
 
 
-def known_speed(spec: JobSpec, storage: Path) -> Speed | None:
+def known_speed(spec: JobSpec, storage: Place) -> Speed | None:
     """From the latest earlier run on the same data, or from this machine's benchmark; None where there is neither."""
     for run in runs_in(storage):
         if (run.stage("started") or {}).get("spec", {}).get("data", {}).get("name") == spec.data.name:
@@ -171,9 +172,9 @@ def _speed_of(run: RunDir) -> Speed | None:
     )
 
 
-def _benchmarked(file: Path) -> Speed | None:
+def _benchmarked(file: Place) -> Speed | None:
     try:
-        sections = json.loads(file.read_text(encoding="utf-8"))["sections"]
+        sections = json.loads(read(file))["sections"]
         rows = [row for section in sections for row in section["rows"]]
         step_ms = next(row["wall ms"] for row in rows if row.get("loop") == "mnist_ray" and row["threads"] == 1)
     except (OSError, ValueError, KeyError, StopIteration):

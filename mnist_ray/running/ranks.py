@@ -4,7 +4,6 @@ import contextlib
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -14,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from mnist_ray.config import Retrain
+from mnist_ray.files import Place
 from mnist_ray.learning import pulse
 from mnist_ray.learning.checkpoint import Checkpoints, fit_resumably, model_to_bytes
 from mnist_ray.learning.exchange import connected_ranks
@@ -89,7 +89,7 @@ class _CannotSaveError(Exception):
         self.trouble = trouble
 
 
-def _saved(states: Iterator[TrainState], folder: Path, worker: Worker) -> Iterator[TrainState]:
+def _saved(states: Iterator[TrainState], folder: Place, worker: Worker) -> Iterator[TrainState]:
     """The states, as long as rank 0 can save them.
 
     Then every rank raises _CannotSaveError, so that the group ends in order rather than by a failure, which Ray

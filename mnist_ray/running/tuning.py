@@ -16,6 +16,7 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from mnist_ray.config import EarlyStopping, Hyperparameters, JobSpec, Search, TrainingConfig
+from mnist_ray.files import place_of
 from mnist_ray.learning.checkpoint import Checkpoints, fit_resumably
 from mnist_ray.learning.process import prepare_to_train
 from mnist_ray.learning.training import DivergedError, Worker
@@ -51,7 +52,7 @@ def run_trial(values: dict[str, Any], data: SharedData, settings: Search, inbox:
     prepare_to_train(settings.cpus_per_trial)
     config = TrainingConfig(**values["config"])
     worker = Worker(device=torch.device(_device(settings)))
-    folder = Path(values["checkpoints"])
+    folder = place_of(values["checkpoints"])
     checkpoints = Checkpoints.of_generation(folder, values["generation"], config)
     num_reported = 0
     with beating(inbox, values["training_id"]):
