@@ -52,6 +52,8 @@ COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate
 lock: .venv/installed-dev
 	@$(COMPILE) --group build --output-file requirements.txt pyproject.toml
 	@$(COMPILE) --group build --group dev --constraints requirements.txt --output-file requirements-dev.txt pyproject.toml
+	@printf '%s\n' boto3 google-api-python-client | \
+	  $(COMPILE) --constraints requirements.txt --output-file requirements-clouds.txt -
 	@echo uv | $(COMPILE) --output-file requirements-uv.txt -
 
 clean:

@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
-REQUIREMENTS_FILES = ["requirements.txt", "requirements-dev.txt", "requirements-uv.txt"]
+REQUIREMENTS_FILES = ["requirements.txt", "requirements-dev.txt", "requirements-clouds.txt", "requirements-uv.txt"]
 SHA256_HASH = re.compile(r"--hash=sha256:[0-9a-f]{64}")
 
 
