@@ -1,6 +1,8 @@
 """A TrainState to and from a folder, without pickle: safetensors for tensors, JSON for the rest."""
 
+import errno
 import logging
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from mnist_ray.files import (
     CorruptFileError,
     Place,
     children,
+    exists,
     read,
     read_sealed_json,
     remove_tree,
@@ -65,21 +68,28 @@ class Checkpoints:
         earlier: Sequence[Place] = (),
         every_s: float = 5.0,
         num_kept: int = 2,
+        must_see: Place | None = None,
     ) -> None:
-        """earlier: folders of owners before, which are read, and removed once there is enough in `folder`."""
+        """earlier: folders of owners before, which are read, and removed once there is enough in `folder`.
+
+        must_see: a file that is there, unless this machine has other storage under the same name.
+        """
         self._folder = folder
         self._earlier = earlier
         self._config = config
         self._every_s = every_s
         self._num_kept = num_kept
+        self._must_see = must_see
         self._last_saved = time.monotonic()
 
     @classmethod
-    def of_generation(cls, folder: Place, generation: int, config: TrainingConfig) -> "Checkpoints":
+    def of_generation(
+        cls, folder: Place, generation: int, config: TrainingConfig, must_see: Place | None = None
+    ) -> "Checkpoints":
         """folder: of the training; below it each generation of owners has one."""
         own = folder / f"{generation:06d}"
         others = sorted(children(folder, "[0-9]*"), key=lambda other: other.name)
-        return cls(own, config, [other for other in others if other.name < own.name])
+        return cls(own, config, [other for other in others if other.name < own.name], must_see=must_see)
 
     def save_if_due(self, state: TrainState) -> None:
         """Save after the last epoch, and before it at most once per `every_s`. Raises OSError."""
@@ -106,6 +116,9 @@ class Checkpoints:
 
         Raises OutOfReachError.
         """
+        if self._must_see is not None and not exists(self._must_see):
+            reason = f"node {socket.gethostname()} does not share this storage"
+            raise OutOfReachError(errno.EREMOTEIO, reason, str(self._folder))
         for folder in reversed(_epochs_in(*self._earlier, self._folder)):
             try:
                 return self._read(folder)

@@ -158,6 +158,11 @@ class RunDir:
         return owner["event"] if owner else 0
 
     @property
+    def first_event(self) -> Path:
+        """A file that is there once somebody owned the run, and stays."""
+        return self.record / "000001.json"
+
+    @property
     def num_events(self) -> int:
         self._catch_up(at_once=True)
         return self._log.num_read

@@ -35,6 +35,8 @@ ENVIRONMENT = {
 }
 
 
+WITHOUT_LIMIT = 1_000_000  # where an autoscaler has none
+
 SESSION_MARK = "mnist_ray.json"
 
 # What the nodes of a cluster must have, in the driver's versions; the package itself travels with the job.
@@ -43,7 +45,7 @@ PACKAGES_ON_EVERY_NODE = ("ray", "torch", "torchvision", "optuna", "numpy")
 
 @dataclass(frozen=True)
 class Capacity:
-    """What a cluster has in all, busy or not."""
+    """What a cluster has in all, busy or not, and what its autoscaler can add."""
 
     cpus: int
     gpus: int
@@ -143,12 +145,21 @@ def connected(address: str | None, temporary_folder: Path | None, verbose: bool)
         _mark_session(session)
     try:
         processors = [processor()] if target == "local" else _check_nodes(shown(target))
-        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        yield Capacity(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)), tuple(sorted(set(processors))))
+        yield Capacity(_reachable("CPU"), _reachable("GPU"), tuple(sorted(set(processors))))
     finally:
         ray.shutdown()
         if target == "local":
             shutil.rmtree(session, ignore_errors=True)
+
+
+def _reachable(kind: str) -> int:
+    """What is there, or all that the autoscaler may have at a time if that is more."""
+    import ray
+    from ray._private.state import state  # Ray Train asks there too
+
+    there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    at_most = state.get_max_resources_from_cluster_config() or {}  # type: ignore[no-untyped-call]
+    return max(int(there.get(kind, 0)), min(int(at_most.get(kind, 0)), WITHOUT_LIMIT))
 
 
 def _mark_session(session: Path) -> None:

@@ -53,7 +53,7 @@ def run_trial(values: dict[str, Any], data: SharedData, settings: Search, inbox:
     config = TrainingConfig(**values["config"])
     worker = Worker(device=torch.device(_device(settings)))
     folder = place_of(values["checkpoints"])
-    checkpoints = Checkpoints.of_generation(folder, values["generation"], config)
+    checkpoints = Checkpoints.of_generation(folder, values["generation"], config, place_of(values["must_see"]))
     num_reported = 0
     with beating(inbox, values["training_id"]):
         try:
@@ -267,6 +267,7 @@ class _Ledger(tune.Callback):
             "config": config,
             "checkpoints": str(self.run.checkpoints(training_id)),
             "generation": self.run.generation,
+            "must_see": str(self.run.first_event),
         }
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
