@@ -320,7 +320,7 @@ class Stages:
             message.id,
             "complete" if message.failure is None else "failed",
             message.failure,
-            workers=self._spec.retrain.workers,
+            workers=message.workers,
             threads=self._spec.retrain.cpus_per_worker,
             device=message.device,
             num_failures=message.num_failures,
