@@ -82,12 +82,7 @@ def _run_group(supervisor: Supervisor, data: SharedData, settings: Retrain, max_
     trainer = TorchTrainer(
         train_in_group,
         train_loop_config=task,
-        scaling_config=ScalingConfig(
-            num_workers=settings.workers,
-            elastic_resize_monitor_interval_s=RESIZE_CHECK_S,
-            use_gpu=settings.gpus_per_worker > 0,
-            resources_per_worker=resources_of(settings),
-        ),
+        scaling_config=_scaling(settings),
         torch_config=TorchConfig(backend="nccl" if settings.gpus_per_worker else "gloo"),
         run_config=RunConfig(
             name=f"retrain-{uuid.uuid4().hex[:8]}",
@@ -111,6 +106,15 @@ def _run_group(supervisor: Supervisor, data: SharedData, settings: Retrain, max_
             _withdraw_request(supervisor.controller.run_id)
     if supervisor.disk_trouble is not None:
         raise supervisor.disk_trouble.error()
+
+
+def _scaling(settings: Retrain) -> ScalingConfig:
+    return ScalingConfig(
+        num_workers=settings.workers,
+        elastic_resize_monitor_interval_s=RESIZE_CHECK_S,
+        use_gpu=settings.gpus_per_worker > 0,
+        resources_per_worker=resources_of(settings),
+    )
 
 
 def _remove_placement_groups() -> None:
