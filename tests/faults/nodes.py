@@ -41,9 +41,9 @@ class Nodes:
             time.sleep(1.0)
         self._cluster.remove_node(node, allow_graceful=False)
 
-    def add_one(self) -> None:
+    def add_one(self, wait: bool = False) -> None:
         """It joins when it is ready, a few seconds later."""
-        self._workers.append(self._cluster.add_node(num_cpus=1, wait=False))
+        self._workers.append(self._cluster.add_node(num_cpus=1, wait=wait))
 
     def shutdown(self) -> None:
         self._cluster.shutdown()

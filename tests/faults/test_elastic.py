@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 
 from mnist_ray import JobSpec, RunDir, Site, parse_spec, train_job
@@ -81,7 +83,13 @@ def test_a_retraining_begins_with_what_is_there_and_grows_when_a_node_comes(
     nodes: Nodes, spec: JobSpec, stand_still: Callable[[int], None]
 ) -> None:
     stand_still(1)
-    listener = Changes({2: nodes.add_one})
+
+    def add_one() -> None:
+        nodes.add_one(wait=True)
+        coordinator = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
+        ray.get(coordinator.get_reserved_resources.remote("", recompute=True))  # otherwise within 20 s
+
+    listener = Changes({2: add_one})
     run = train_job(spec, Site(nodes.address), listener)
     assert listener.notes[1:] == sizes(1, 2)
     check(run, num_failures=0)
@@ -99,6 +107,14 @@ def test_a_retraining_goes_on_without_a_node_that_is_lost_and_grows_again(
     assert ended.startswith("the group of workers was ended: rank ")
     assert others == sizes(1, 2)
     check(run, num_failures=1)
+    print(f"gone: {seconds_until(run, 3):.0f} s to the next epoch; come: {seconds_until(run, 5):.0f} s")
+
+
+def seconds_until(run: RunDir, epoch: int) -> float:
+    """From the end of the epoch before it, as the driver heard of both."""
+    (training,) = run.trainings("retrain")
+    before, after = (datetime.fromisoformat(row["at"]) for row in training.history[epoch - 2 : epoch])
+    return (after - before).total_seconds()
 
 
 def sizes(*counts: int) -> list[str]:
