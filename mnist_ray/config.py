@@ -12,7 +12,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from mnist_ray.object_stores import SCHEMES, is_address
 
@@ -34,6 +44,18 @@ class _Part(BaseModel):
 
 # The list types come out of YAML as lists; only that step is not strict, their items are.
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], Field(min_length=1, strict=False)]
+
+
+def _checked_workers(value: Any) -> Any:
+    ends = list(value) if isinstance(value, list | tuple) and len(value) == 2 else [value]
+    if any(type(end) is not int for end in ends) or not 1 <= ends[0] <= ends[-1]:
+        # One rule for both forms: pydantic would complain once for each.
+        rule = "must be a whole number from 1 on, or a list of two, the smaller first, such as [2, 8]"
+        raise PydanticCustomError("workers", rule)
+    return tuple(ends) if len(ends) == 2 else value
+
+
+Workers = Annotated[int | tuple[int, int], BeforeValidator(_checked_workers)]
 
 
 class Hyperparameters(_Part):
@@ -156,7 +178,7 @@ class Retrain(_Part):
     num_epochs: int = Field(45, ge=1)
     seeds: Seeds = (0,)
     baseline: bool = True  # the recipe beside the choice, with the same budget and the same seeds
-    workers: int = Field(1, ge=1)
+    workers: Workers = 1  # or [fewest, most]: as many as the cluster has room for, which may change meanwhile
     cpus_per_worker: int = Field(1, ge=1)
     gpus_per_worker: int = Field(0, ge=0, le=1)
 
@@ -165,6 +187,18 @@ class Retrain(_Part):
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds {list(self.seeds)} holds one twice: a repeated seed is no evidence, remove it")
         return self
+
+    @property
+    def fewest_workers(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+    @property
+    def workers_in_words(self) -> str:
+        return str(self.workers) if isinstance(self.workers, int) else "{} to {}".format(*self.workers)
 
 
 class Test(_Part):
@@ -213,9 +247,9 @@ class JobSpec(_Part):
         if searched is not None:
             smallest["search.space.batch_size"] = int(min(searched.ends))
         for key, batch_size in smallest.items():
-            if batch_size < self.retrain.workers:
+            if batch_size < self.retrain.most_workers:
                 raise ValueError(
-                    f"{key} {batch_size} is smaller than retrain.workers {self.retrain.workers}: "
+                    f"{key} {batch_size} is smaller than retrain.workers {_as_yaml(self.retrain.workers)}: "
                     f"raise it, or use at most {batch_size} workers"
                 )
 

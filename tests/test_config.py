@@ -79,7 +79,7 @@ ELABORATE = {
         "max_concurrent_trials": 3,
         "objective": "val_accuracy",
     },
-    "retrain": {"seeds": [3, 1, 2], "workers": 8, "baseline": False},
+    "retrain": {"seeds": [3, 1, 2], "workers": [2, 8], "baseline": False},
     "max_hours": 0.5,
 }
 
@@ -125,6 +125,13 @@ def test_the_last_override_of_a_key_counts_and_the_file_otherwise(spec_file: Pat
     assert (spec.search.num_trials, spec.search.num_epochs) == (60, 4)
 
 
+def test_workers_are_a_number_or_the_fewest_and_the_most(spec_file: Path) -> None:
+    for text, workers, ends in (("3", 3, (3, 3)), ("[1, 2]", (1, 2), (1, 2)), ("[2,2]", (2, 2), (2, 2))):
+        retrain = load_spec(spec_file, [f"retrain.workers={text}"]).retrain
+        assert retrain.workers == workers
+        assert (retrain.fewest_workers, retrain.most_workers) == ends
+
+
 def test_an_override_inside_the_default_space_keeps_the_rest_of_it(spec_file: Path) -> None:
     """Otherwise `--set search.space.dropout=...` would quietly take learning rate and batch size out of the search."""
     space = load_spec(spec_file, ["search.space.dropout.high=0.5"]).search.space
@@ -165,6 +172,10 @@ def test_a_bad_override_is_refused(spec_file: Path, override: str, parts: list[s
 
 # --- refusing what is wrong
 
+WRONG_WORKERS: list[Any] = [
+    *(0, True, 1.5, "2", None, {}),
+    *([], [2], [0, 2], [3, 2], [1, 2, 3], [1, 2.0], [True, 2], ["1", "2"]),
+]
 WRONG: dict[str, tuple[dict[Any, Any], list[str]]] = {
     # what is wrong: the spec beside the data, and what the message must hold: key and value, then rule and remedy
     "data missing": ({"data": None}, ["data: None", "for example data.name=digits"]),
@@ -197,6 +208,17 @@ WRONG: dict[str, tuple[dict[Any, Any], list[str]]] = {
         {"search": {"space": {"batch_size": {"choices": [64, 2]}}}, "retrain": {"workers": 3}},
         ["search.space.batch_size 2", "retrain.workers 3", "raise it"],
     ),
+    "searched batch below the most workers": (
+        {"search": {"space": {"batch_size": {"choices": [64, 2]}}}, "retrain": {"workers": [1, 3]}},
+        ["search.space.batch_size 2", "retrain.workers [1, 3]", "raise it", "at most 2 workers"],
+    ),
+    **{
+        f"workers {value!r}": (
+            {"retrain": {"workers": value}},
+            [f"retrain.workers: {value!r} must be a whole number from 1 on, or", "[2, 8]", "change it", "=1)"],
+        )
+        for value in WRONG_WORKERS
+    },
     "grace beyond the budget": (
         {"search": {"num_epochs": 3, "early_stopping": {"grace_epochs": 4}}},
         ["search.early_stopping.grace_epochs 4", "num_epochs 3", "lower it"],
@@ -387,7 +409,7 @@ OTHER_VALUES: dict[str, Any] = {
     "retrain.num_epochs": 46,
     "retrain.seeds": [1],
     "retrain.baseline": False,
-    "retrain.workers": 2,
+    "retrain.workers": [1, 2],
     "retrain.cpus_per_worker": 2,
     "retrain.gpus_per_worker": 1,
     "max_hours": 1.0,

@@ -41,7 +41,7 @@ COLUMNS = {
     "qmnist50k_correct": "Int64",
     "qmnist50k_examples": "Int64",
     "elapsed_s": "Float64",  # of its epochs, start-up aside
-    "workers": "Int64",
+    "workers": "Int64",  # at its end; an elastic retraining may have had more or fewer before
     "threads": "Int64",  # of each worker
     "device": "string",
     "num_failures": "Int64",  # how often it died and was started again

@@ -80,7 +80,7 @@ def provenance(review: Review) -> list[tuple[str, str]]:
 def _threads(review: Review) -> str:
     spec = review.spec
     return (
-        f"{spec.search.cpus_per_trial} thread a trial, {spec.retrain.workers} workers with "
+        f"{spec.search.cpus_per_trial} thread a trial, {spec.retrain.workers_in_words} workers with "
         f"{spec.retrain.cpus_per_worker} threads each in the retraining"
     )
 

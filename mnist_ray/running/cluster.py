@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from mnist_ray.config import JobSpec, SpecError
+from mnist_ray.config import JobSpec, Retrain, SpecError
 from mnist_ray.files import write_json
 from mnist_ray.record.process import is_gone, this_process
 from mnist_ray.running.provenance import processor
@@ -25,6 +25,10 @@ ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own progress tables
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the default of two seconds delays the end of short trainings
+    # How long a group of workers may wait for its places before Ray Train counts anew how many there are. It learns up
+    # to 20 s late that a node is gone, so its first count after a loss is often too high. Places that are there are
+    # given within a second; the default is a minute.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "5",
     "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # prints came twice
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune would return as if it had finished; Ctrl-C ends the whole job here
@@ -63,19 +67,27 @@ class Capacity:
             room.append(search.max_concurrent_trials)
         return min(room)
 
+    def num_workers(self, retrain: Retrain) -> int:
+        """As many workers of a retraining as fit, within its own limit."""
+        room = [self.cpus // retrain.cpus_per_worker]
+        if retrain.gpus_per_worker:
+            room.append(self.gpus // retrain.gpus_per_worker)
+        return min(*room, retrain.most_workers)
+
     def check_retraining(self, spec: JobSpec) -> None:
-        """Raises SpecError where the workers can never all run at once."""
+        """Raises SpecError where not even the fewest workers can ever run at once."""
         retrain = spec.retrain
+        fewest = retrain.fewest_workers
         for per_worker, kind, has in (
             (retrain.cpus_per_worker, "CPUs", self.cpus),
             (retrain.gpus_per_worker, "GPUs", self.gpus),
         ):
-            if retrain.workers * per_worker > has:
+            if fewest * per_worker > has:
                 key = "workers" if has >= per_worker > 0 else f"{kind[:-1].lower()}s_per_worker"
                 raise SpecError(
-                    f"retrain.{key}: {retrain.workers} workers with {per_worker} {kind} each need "
-                    f"{retrain.workers * per_worker} {kind}, the cluster has {has}: use --set retrain.workers="
-                    f"{max(has // per_worker, 1)}"
+                    f"retrain.{key}: {fewest} workers with {per_worker} {kind} each need "
+                    f"{fewest * per_worker} {kind}, the cluster has {has}: use --set "
+                    f"{_fewer_workers(retrain, max(has // per_worker, 1))}"
                     + ("" if has >= per_worker else f" --set retrain.{key}={has}")
                     + ", or a larger cluster (--address)"
                 )
@@ -87,6 +99,13 @@ class Capacity:
                 f"{key}: a trial asks for {asked:g} {kind}, the cluster has {has}: use --set {key}={has}, "
                 "or a larger cluster (--address)"
             )
+
+
+def _fewer_workers(retrain: Retrain, fewest: int) -> str:
+    """As a shell takes it."""
+    if isinstance(retrain.workers, int):
+        return f"retrain.workers={fewest}"
+    return f"'retrain.workers=[{fewest}, {retrain.most_workers}]'"
 
 
 def local_capacity() -> Capacity:
@@ -158,7 +177,7 @@ def _reachable(kind: str) -> int:
     from ray._private.state import state  # Ray Train asks there too
 
     there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    at_most = state.get_max_resources_from_cluster_config() or {}  # type: ignore[no-untyped-call]
+    at_most = state.get_max_resources_from_cluster_config() or {}
     return max(int(there.get(kind, 0)), min(int(at_most.get(kind, 0)), WITHOUT_LIMIT))
 
 

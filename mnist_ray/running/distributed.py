@@ -1,9 +1,10 @@
 """Retraining on several workers: Ray Train starts them, connects them, and starts them again when one dies."""
 
+import contextlib
 import logging
 import threading
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,15 @@ from typing import Any
 import ray
 from ray._raylet import PlacementGroupID
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError
-from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train import FailureConfig, RunConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+from ray.train.v2.api.config import ScalingConfig  # what ray.train.ScalingConfig is, but for its hints
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from mnist_ray.config import Retrain
 from mnist_ray.running.heartbeat import HANG_LIMIT_S, start_inbox
-from mnist_ray.running.messages import ControllerStarted, GroupEnded, Message, Retraining, packed
+from mnist_ray.running.messages import ControllerStarted, GroupEnded, GroupStarting, Message, Retraining, packed
 from mnist_ray.running.ranks import name_of, train_in_group
 from mnist_ray.running.shared_data import SharedData
 from mnist_ray.running.supervisor import Supervisor, resources_of
@@ -26,6 +28,12 @@ from mnist_ray.running.supervisor import Supervisor, resources_of
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.2
+
+# How often Ray Train asks whether a group that runs could be larger. A change of size costs a start of about eight
+# seconds, and what was trained since the last checkpoint; nodes that come within half a minute cost one. Ray looks at
+# the cluster every 20 seconds only.
+RESIZE_CHECK_S = 30.0
+COORDINATOR_S = 5.0
 
 
 class GroupFailedError(RuntimeError):
@@ -74,17 +82,13 @@ def _run_group(supervisor: Supervisor, data: SharedData, settings: Retrain, max_
     trainer = TorchTrainer(
         train_in_group,
         train_loop_config=task,
-        scaling_config=ScalingConfig(
-            num_workers=settings.workers,
-            use_gpu=settings.gpus_per_worker > 0,
-            resources_per_worker=resources_of(settings),
-        ),
+        scaling_config=_scaling(settings),
         torch_config=TorchConfig(backend="nccl" if settings.gpus_per_worker else "gloo"),
         run_config=RunConfig(
             name=f"retrain-{uuid.uuid4().hex[:8]}",
             storage_path=str(ray_state),
             failure_config=FailureConfig(max_failures=max_failures),
-            callbacks=[_TellsFailures(inbox), _TellsWhoControls(inbox)],  # type: ignore[list-item]  # Train V1's hint
+            callbacks=[_TellsFailures(inbox), _TellsStarts(inbox)],  # type: ignore[list-item]  # Train V1's hint
         ),
     )
     supervisor.begin(inbox)
@@ -96,10 +100,21 @@ def _run_group(supervisor: Supervisor, data: SharedData, settings: Retrain, max_
             supervisor.look()
         fitted.result()
     finally:
-        for actor in filter(None, (inbox, supervisor.controller)):
-            ray.kill(actor)  # with the controller its workers die too
+        ray.kill(inbox)
+        if supervisor.controller is not None:
+            ray.kill(supervisor.controller.actor)  # with the controller its workers die too
+            _withdraw_request(supervisor.controller.run_id)
     if supervisor.disk_trouble is not None:
         raise supervisor.disk_trouble.error()
+
+
+def _scaling(settings: Retrain) -> ScalingConfig:
+    return ScalingConfig(
+        num_workers=settings.workers,
+        elastic_resize_monitor_interval_s=RESIZE_CHECK_S,
+        use_gpu=settings.gpus_per_worker > 0,
+        resources_per_worker=resources_of(settings),
+    )
 
 
 def _remove_placement_groups() -> None:
@@ -109,6 +124,32 @@ def _remove_placement_groups() -> None:
         group_id = entry["placement_group_id"]
         if group_id.endswith(job_id) and entry["state"] != "REMOVED":
             remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group_id))))
+
+
+def _withdraw_request(run_id: str) -> None:
+    """Take back what a controller has asked the cluster for: it does so itself only when it ends in good order.
+
+    For three minutes longer that would stay reserved for it, and an elastic group starts with what is left.
+    """
+    with _coordinator() as coordinator:
+        ray.get(coordinator.cancel_request.remote(_requester(run_id)), timeout=COORDINATOR_S)
+
+
+def _count_nodes_again(run_id: str) -> None:
+    """Otherwise Ray Train learns up to 20 s later that a node is gone."""
+    with _coordinator() as coordinator:
+        ray.get(coordinator.get_reserved_resources.remote(_requester(run_id), recompute=True), timeout=COORDINATOR_S)
+
+
+@contextlib.contextmanager
+def _coordinator() -> Iterator[Any]:
+    """Ray's actor that counts what the cluster has for whom; without it the block is left."""
+    with contextlib.suppress(ValueError, RayError):
+        yield ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
+
+
+def _requester(run_id: str) -> str:
+    return f"train-{run_id}"
 
 
 def _in_background(call: Callable[[], Any]) -> "Future[Any]":
@@ -139,18 +180,27 @@ class _TellsFailures(UserCallback):
         rank, cause = min(causes.items(), key=lambda item: _remoteness(item[1]))
         is_preemption = any(isinstance(error, RayActorError) and error.preempted for error in causes.values())
         ended = GroupEnded(f"{name_of(rank)}: {_in_one_line(cause, is_preemption)}", is_preemption)
-        self._inbox.put.remote(packed(ended))
+        self._inbox.put_about_group.remote(packed(ended))
 
 
-class _TellsWhoControls(ControllerCallback):
-    """In Ray Train's controller: gives the driver its handle, for which Ray Train has no other way."""
+class _TellsStarts(ControllerCallback, WorkerGroupCallback):
+    """In Ray Train's controller: gives the driver its handle, for which Ray Train has no other way, and the size of
+    each group that it is going to start.
+    """
 
     def __init__(self, inbox: Any) -> None:
         self._inbox = inbox
 
     def after_controller_start(self, train_run_context: Any) -> None:
         actor = ray.get_runtime_context().current_actor
-        self._inbox.put.remote(packed(ControllerStarted(actor)))
+        self._run_id = train_run_context.run_id
+        self._inbox.put.remote(packed(ControllerStarted(actor, self._run_id)))
+
+    def before_controller_execute_failure_decision(self, failure_decision: Any) -> None:
+        _count_nodes_again(self._run_id)
+
+    def before_worker_group_start(self, worker_group_context: Any) -> None:
+        self._inbox.put_about_group.remote(packed(GroupStarting(worker_group_context.num_workers)))
 
 
 def _remoteness(error: Exception) -> int:

@@ -65,6 +65,11 @@ class Inbox:
         if ends is not None:
             self._ended.add(ends)
 
+    def put_about_group(self, message: dict[str, Any]) -> None:
+        """That it has ended, or starts: who has beaten until now is gone."""
+        self._beats = {}
+        self.put(message)
+
     def ended(self) -> set[str]:
         """The trainings that are done, for a group that was started again."""
         return self._ended
@@ -73,7 +78,10 @@ class Inbox:
         self._beats[beat.name] = beat
 
     def take(self) -> tuple[list[dict[str, Any]], list[Beat]]:
-        """All messages since the last call, and the latest beat of each who has beaten since."""
+        """All messages since the last call, and the latest beat of each who has beaten since.
+
+        Beats are later than all messages about the group.
+        """
         taken = self._messages, list(self._beats.values())
         self._messages, self._beats = [], {}
         return taken
@@ -169,11 +177,6 @@ class Watch:
                 self._moved_at[beat.name] = self._clock_s
             self._heard_at[beat.name] = self._clock_s
             self._beats[beat.name] = beat
-
-    def replaces_another(self, beat: Beat) -> bool:
-        """Whether it comes from a new process under a known name."""
-        known = self._beats.get(beat.name)
-        return known is not None and known.process != beat.process
 
     def forget(self, names: Collection[str]) -> None:
         for name in names:

@@ -16,6 +16,7 @@ class Retraining:
     config: TrainingConfig
     checkpoints: Place  # its folder; below it each generation of owners has one
     generation: int
+    must_see: Place | None = None  # a file that is there, unless the node has other storage under the same name
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class RetrainingDone:
     failure: str | None
     trace: str | None
     device: str
+    workers: int  # of the group that ended it
     num_failures: int = 0  # how often the group was started again meanwhile; preempted nodes do not count
 
 
@@ -41,6 +43,14 @@ class ControllerStarted:
     """Ray Train's actor behind the group runs."""
 
     actor: Any
+    run_id: str  # Ray Train's own
+
+
+@dataclass(frozen=True)
+class GroupStarting:
+    """Of the group before, if there was one, no worker is left; the next one is to have so many."""
+
+    num_workers: int
 
 
 @dataclass(frozen=True)
@@ -53,7 +63,10 @@ class GroupEnded:
 
 Message = EpochDone | RetrainingDone
 
-KINDS = {kind.__name__: kind for kind in (EpochDone, RetrainingDone, ControllerStarted, GroupEnded, DiskTrouble)}
+KINDS = {
+    kind.__name__: kind
+    for kind in (EpochDone, RetrainingDone, ControllerStarted, GroupStarting, GroupEnded, DiskTrouble)
+}
 
 
 def packed(message: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mnist_ray.config import JobSpec, Search, SpecError
+from mnist_ray.config import JobSpec, Retrain, Search, SpecError
 from mnist_ray.files import Place, place_of, read
 from mnist_ray.learning import data
 from mnist_ray.record.rundir import RunDir, runs_in
@@ -112,11 +112,11 @@ def _facts(spec: JobSpec, capacity: Capacity, upload: Path | None) -> Iterator[t
     yield "confirmations", f"{num_confirmed} trainings"
     yield (
         "retraining",
-        f"{_num_retrainings(spec)} trainings on {retrain.workers} workers, each {retrain.cpus_per_worker} CPUs and "
-        f"{retrain.gpus_per_worker} GPUs",
+        f"{_num_retrainings(spec)} trainings on {retrain.workers_in_words} workers, "
+        f"each {retrain.cpus_per_worker} CPUs and {retrain.gpus_per_worker} GPUs",
     )
     sizes = sorted({spec.recipe.batch_size, *(int(end) for end in _batch_sizes(spec))})
-    shares = ", ".join(f"{size}: {size / retrain.workers:g}" for size in sizes)
+    shares = ", ".join(f"{size}: {_share(size, retrain)}" for size in sizes)
     yield "batch per worker", f"of a global batch of {shares}"
     folder = data.data_dir_of(spec.data.dir)
     found = "found" if data.is_present(spec.data.name, folder) else "not there, downloaded when the job needs it"
@@ -129,6 +129,11 @@ def _facts(spec: JobSpec, capacity: Capacity, upload: Path | None) -> Iterator[t
 def _batch_sizes(spec: JobSpec) -> Sequence[float]:
     searched = spec.search.space.get("batch_size")
     return searched.ends if searched is not None else ()
+
+
+def _share(batch_size: int, retrain: Retrain) -> str:
+    shares = {batch_size / retrain.most_workers, batch_size / retrain.fewest_workers}
+    return " to ".join(f"{share:g}" for share in sorted(shares))
 
 
 def _num_retrainings(spec: JobSpec) -> int:
@@ -195,7 +200,7 @@ def _estimates(spec: JobSpec, capacity: Capacity, speed: Speed) -> list[Estimate
         rounds = -(-num_confirmed // at_once)
         estimates.append(Estimate("confirm", *(2 * [rounds * search.num_epochs * epoch_s])))
     alone_s = _num_retrainings(spec) * retrain.num_epochs * num_images * speed.image_s
-    estimates.append(Estimate("retrain", alone_s / retrain.workers, alone_s))
+    estimates.append(Estimate("retrain", alone_s / capacity.num_workers(retrain), alone_s))
     return estimates
 
 

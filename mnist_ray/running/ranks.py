@@ -67,7 +67,9 @@ def _do_open_trainings(task: dict[str, Any], worker: Worker) -> None:
 
 
 def train_one(training: Retraining, data: Any, worker: Worker, send: Callable[[Message], None]) -> RetrainingDone:
-    checkpoints = Checkpoints.of_generation(training.checkpoints, training.generation, training.config)
+    checkpoints = Checkpoints.of_generation(
+        training.checkpoints, training.generation, training.config, training.must_see
+    )
     num_sent = 0
     state: TrainState | None = None
     try:
@@ -76,9 +78,11 @@ def train_one(training: Retraining, data: Any, worker: Worker, send: Callable[[M
                 send(EpochDone(training.id, row))
             num_sent = len(state.history)
     except DivergedError as error:  # on every rank alike, so the group goes on with the next training together
-        return RetrainingDone(training.id, None, str(error), traceback.format_exc(), worker.device.type)
+        return RetrainingDone(
+            training.id, None, str(error), traceback.format_exc(), worker.device.type, worker.world_size
+        )
     assert state is not None
-    return RetrainingDone(training.id, model_to_bytes(state.model), None, None, worker.device.type)
+    return RetrainingDone(training.id, model_to_bytes(state.model), None, None, worker.device.type, worker.world_size)
 
 
 class _CannotSaveError(Exception):

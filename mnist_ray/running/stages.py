@@ -307,6 +307,7 @@ class Stages:
             TrainingConfig(**plan["config"]),
             self._run.checkpoints(plan["id"]),
             self._run.generation,
+            self._run.first_event,
         )
 
     def _receive(self, message: Message) -> None:
@@ -320,7 +321,7 @@ class Stages:
             message.id,
             "complete" if message.failure is None else "failed",
             message.failure,
-            workers=self._spec.retrain.workers,
+            workers=message.workers,
             threads=self._spec.retrain.cpus_per_worker,
             device=message.device,
             num_failures=message.num_failures,

@@ -9,8 +9,16 @@ import ray
 
 from mnist_ray.config import Retrain
 from mnist_ray.running.disks import DiskTrouble
-from mnist_ray.running.heartbeat import Beat, Watch, culprits, is_alive
-from mnist_ray.running.messages import ControllerStarted, GroupEnded, Message, Retraining, RetrainingDone, unpacked
+from mnist_ray.running.heartbeat import Watch, culprits, is_alive
+from mnist_ray.running.messages import (
+    ControllerStarted,
+    GroupEnded,
+    GroupStarting,
+    Message,
+    Retraining,
+    RetrainingDone,
+    unpacked,
+)
 from mnist_ray.running.ranks import name_of
 
 WAITING_NOTE_S = 60.0
@@ -32,7 +40,8 @@ class Supervisor:
         self._receive = receive
         self._note = note
         self._watch = Watch(hang_limit_s)
-        self._ranks = [name_of(rank) for rank in range(settings.workers)]
+        self._ranks = _names(settings.most_workers)  # of the group that trains or is to start
+        self._num_workers_known = settings.most_workers  # to people
         self._hang: str | None = None  # why the group is being ended
         self._failures_before = 0  # those of the trainings that have ended
         self.num_failures = 0  # preempted nodes do not count
@@ -47,7 +56,7 @@ class Supervisor:
     def begin(self, inbox: Any) -> None:
         """A new group starts, which speaks to `inbox`."""
         self._inbox = inbox
-        self.controller: Any = None  # Ray Train's actor behind the group, as soon as it is known
+        self.controller: ControllerStarted | None = None  # Ray Train's actor behind the group, once it runs
         self._watch.forget(self._ranks)
         self._complete_at = time.monotonic()  # when all ranks were last there
         self._num_waiting_notes = 0
@@ -55,22 +64,19 @@ class Supervisor:
     def look(self) -> None:
         """Once every POLL_S. Raises RayError if the inbox is gone, and what `receive` raises."""
         messages, beats = ray.get(self._inbox.take.remote())
-        self._follow(beats)
         for message in messages:
             self._take(unpacked(message))
+        self._watch.look(beat for beat in beats if beat.name in self._ranks)
         self._end_if_hanging()
         self._say_if_waiting()
 
-    def _follow(self, beats: Sequence[Beat]) -> None:
-        if any(self._watch.replaces_another(beat) for beat in beats):
-            self._watch.forget(self._ranks)  # the group was started again
-        self._watch.look(beats)
-
-    def _take(self, message: Message | ControllerStarted | GroupEnded | DiskTrouble) -> None:
+    def _take(self, message: Message | ControllerStarted | GroupStarting | GroupEnded | DiskTrouble) -> None:
         if isinstance(message, GroupEnded):
             self.count_failure(message)
+        elif isinstance(message, GroupStarting):
+            self._expect(message.num_workers)
         elif isinstance(message, ControllerStarted):
-            self.controller = message.actor
+            self.controller = message
         elif isinstance(message, DiskTrouble):
             self.disk_trouble = message
         elif isinstance(message, RetrainingDone):
@@ -79,6 +85,11 @@ class Supervisor:
             self._open = [training for training in self._open if training.id != message.id]
         else:
             self._receive(message)
+
+    def _expect(self, num_workers: int) -> None:
+        self._watch.forget(self._ranks)
+        self._ranks = _names(num_workers)
+        self._hang = None  # whoever hung has been ended, by a failure or with a group that was to have another size
 
     def count_failure(self, ended: GroupEnded) -> None:
         reason, self._hang = self._hang or ended.reason, None
@@ -107,20 +118,30 @@ class Supervisor:
     def _say_if_waiting(self) -> None:
         if self._is_complete():
             self._complete_at, self._num_waiting_notes = time.monotonic(), 0
+            self._say_how_many()
             return
         waited_s = time.monotonic() - self._complete_at
         if waited_s >= WAITING_NOTE_S * (self._num_waiting_notes + 1):
             self._num_waiting_notes += 1
             self._note(self._waiting_note(waited_s))
 
+    def _say_how_many(self) -> None:
+        if len(self._ranks) != self._num_workers_known:
+            self._num_workers_known = len(self._ranks)
+            self._note(f"the retraining runs on {len(self._ranks)} of {self._settings.workers_in_words} workers")
+
     def _waiting_note(self, waited_s: float) -> str:
         needed = ", ".join(f"{amount:g} {kind}" for kind, amount in resources_of(self._settings).items())
         free = ray.available_resources()  # type: ignore[no-untyped-call]
         has = ", ".join(f"{free.get(kind, 0):g} {kind}" for kind in resources_of(self._settings))
         return (
-            f"waiting for {self._settings.workers} workers of {needed} each to start, for {waited_s:.0f} s now; "
-            f"the cluster has {has} free"
+            f"waiting for {self._settings.workers_in_words} workers of {needed} each to start, "
+            f"for {waited_s:.0f} s now; the cluster has {has} free"
         )
+
+
+def _names(num_workers: int) -> list[str]:
+    return [name_of(rank) for rank in range(num_workers)]
 
 
 def resources_of(settings: Retrain) -> dict[str, float]:

@@ -138,8 +138,8 @@ def test_what_the_cluster_has_at_the_start_is_enough_for_the_spec(overlay: str) 
         assert group["minReplicas"] == group["replicas"] <= group["maxReplicas"]
         cpus += group["minReplicas"] * int(limits["cpu"])
         gpus += group["minReplicas"] * int(limits.get("nvidia.com/gpu", 0))
-    assert cpus >= max(spec.retrain.workers * spec.retrain.cpus_per_worker, spec.search.cpus_per_trial)
-    assert gpus >= max(spec.retrain.workers * spec.retrain.gpus_per_worker, spec.search.gpus_per_trial)
+    assert cpus >= max(spec.retrain.fewest_workers * spec.retrain.cpus_per_worker, spec.search.cpus_per_trial)
+    assert gpus >= max(spec.retrain.fewest_workers * spec.retrain.gpus_per_worker, spec.search.gpus_per_trial)
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from ray import cloudpickle
 
+from mnist_ray.learning.checkpoint import Checkpoints, SavedState
 from mnist_ray.learning.training import Steps, TrainingData
 from mnist_ray.running.shared_data import SharedData
 
@@ -60,9 +61,12 @@ class SabotagedData(SharedData):
     """Data whose first fetch in a process puts faults into its training steps."""
 
     faults: tuple[In, ...]
+    saves_every_epoch: bool = False
 
     def get(self, device: torch.device) -> TrainingData:
         _put_into_steps(self.faults)
+        if self.saves_every_epoch:
+            Checkpoints.save_if_due = lambda self, state: self.save(SavedState.of(state))  # type: ignore[method-assign]
         return super().get(device)
 
 

@@ -90,7 +90,6 @@ def test_who_has_left_does_not_hang(clock: Clock) -> None:
 def test_a_new_process_of_the_same_name_begins_anew(clock: Clock) -> None:
     watch = Watch(LIMIT_S)
     follow(watch, clock, 59, lambda second: [beat("rank 0", second, num_marks=7, pid=1)])
-    assert watch.replaces_another(beat("rank 0", 0, num_marks=7, pid=2))
     follow(watch, clock, 59, lambda second: [beat("rank 0", second, num_marks=7, pid=2)])
     assert watch.hanging() == {}
 

@@ -1,69 +1,23 @@
 """A node of a real Ray cluster of several nodes is lost while a search or a retraining runs on it."""
 
-import shutil
-import subprocess
-import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ray.cluster_utils import Cluster
 
 from mnist_ray import RunDir, Site, parse_spec, run_job
 from mnist_ray.record.rundir import Training
 from mnist_ray.running.stages import Listener
-from tests.ray_head import BIN
+from tests.faults.nodes import Nodes, real_nodes
 
 pytestmark = pytest.mark.slow
 
 
-class Nodes:
-    """A head without CPUs, on which the driver is, and two nodes with one CPU each."""
-
-    def __init__(self, folder: Path) -> None:
-        self._cluster = Cluster(
-            initialize_head=True,
-            head_node_args={"num_cpus": 0, "temp_dir": str(folder), "include_dashboard": False},
-        )
-        self._workers = [self._cluster.add_node(num_cpus=1) for _ in range(2)]
-        self.address = self._cluster.address
-
-    def replace_one(self, with_notice: bool) -> None:
-        """Its raylet gets SIGKILL, and with it goes all that runs there; then there is another one.
-
-        with_notice: as a cloud's spot machine, which is said to go before it goes.
-        """
-        node = self._workers.pop(0)
-        if with_notice:
-            command: list[str | Path] = [
-                BIN / "ray", "drain-node", "--address", self.address, "--node-id", node.node_id,
-                "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot",
-                "--deadline-remaining-seconds", "1",
-            ]  # fmt: skip
-            subprocess.run(command, check=True, timeout=60, capture_output=True)
-            time.sleep(1.0)
-        self._cluster.remove_node(node, allow_graceful=False)
-        self._workers.append(self._cluster.add_node(num_cpus=1, wait=False))
-
-    def shutdown(self) -> None:
-        self._cluster.shutdown()
-
-
 @pytest.fixture
-def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
-    folder = Path(tempfile.mkdtemp(prefix="mr-", dir="/tmp"))  # short: sockets lie below it
-    token = folder / "token"
-    token.write_text("a-token-of-the-tests-0123456789abcdef0123456789abcdef")
-    token.chmod(0o600)
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
-    monkeypatch.setenv("RAY_TMPDIR", str(folder))  # where Ray notes the latest cluster, which is nobody else's business
-    (folder / "ray").mkdir()
-    nodes = Nodes(folder)
-    yield nodes
-    nodes.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
+def nodes() -> Iterator[Nodes]:
+    with real_nodes(2) as nodes:
+        yield nodes
 
 
 class Loses(Listener):
@@ -80,6 +34,10 @@ class Loses(Listener):
     def note(self, text: str) -> None:
         self.notes.append(text)
 
+    def _replace_one(self) -> None:
+        self._nodes.lose_one(self._with_notice)
+        self._nodes.add_one()
+
     def trial_ended(self, training: Training) -> None:
         self.ended_before += [] if "search" in self.stages_hit else [training]
 
@@ -87,12 +45,12 @@ class Loses(Listener):
         self._begun.add(training_id)
         if len(self._begun) == 4 and "search" not in self.stages_hit:  # both nodes are at work, two trials ended
             self.stages_hit.append("search")
-            self._nodes.replace_one(self._with_notice)
+            self._replace_one()
 
     def retraining_epoch(self, training_id: str, role: str, row: dict[str, Any], num_epochs: int) -> None:
         if row["epoch"] == 2 and "retrain" not in self.stages_hit:
             self.stages_hit.append("retrain")
-            self._nodes.replace_one(self._with_notice)
+            self._replace_one()
 
 
 @pytest.mark.parametrize("with_notice", [False, True], ids=["lost", "preempted"])

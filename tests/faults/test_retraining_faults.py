@@ -69,7 +69,7 @@ def start(
     data: SharedData,
     folder: Path,
     ids: list[str],
-    workers: int = 2,
+    workers: int | tuple[int, int] = 2,
     max_failures: int = 1,
     num_epochs: int = NUM_EPOCHS,
 ) -> Heard:
@@ -117,9 +117,9 @@ def test_a_rank_that_dies_costs_one_start_and_repeats_no_finished_training(data:
     assert "rank 1: its process died" in note
 
 
-@pytest.mark.parametrize("actor", ["TrainController", "Inbox"])
+@pytest.mark.parametrize(("actor", "workers"), [("TrainController", 2), ("TrainController", (2, 2)), ("Inbox", 2)])
 def test_an_actor_behind_the_group_that_dies_costs_one_start_too(
-    data: SharedData, head: Head, tmp_path: Path, actor: str
+    data: SharedData, head: Head, tmp_path: Path, actor: str, workers: int | tuple[int, int]
 ) -> None:
     killed: list[int] = []
 
@@ -131,7 +131,7 @@ def test_an_actor_behind_the_group_that_dies_costs_one_start_too(
                 os.kill(killed[0], signal.SIGKILL)
 
     num_epochs = 150  # a few seconds, so that it is still at it when it is killed
-    heard = start(Killer(), data, tmp_path, ["one", "two"], num_epochs=num_epochs)
+    heard = start(Killer(), data, tmp_path, ["one", "two"], workers, num_epochs=num_epochs)
     assert len(killed) == 1
     assert [(done.id, done.num_failures, done.failure) for done in heard.done] == [("one", 0, None), ("two", 1, None)]
     assert heard.epochs_of("one") == list(range(1, num_epochs + 1))

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -80,6 +81,24 @@ def train_until(worker: Worker, images: LabelledImages, config: TrainingConfig, 
             break
     assert state is not None
     return Trained.of(state)
+
+
+def train_on(
+    worker: Worker,
+    images: LabelledImages,
+    config: TrainingConfig,
+    dtype: torch.dtype,
+    saved: SavedState | None,
+    num_epochs: int,
+) -> tuple[SavedState, Trained]:
+    """So many epochs from `saved` on; a checkpoint keeps the type of its numbers."""
+    data = training_data(images)
+    state = TrainState.initial(config, data.statistics, worker, dtype)
+    if saved is not None:
+        saved.put_into(state)
+    for _ in islice(fit(state, data, config, worker), num_epochs):
+        pass
+    return SavedState.of(state), Trained.of(state)
 
 
 def diverge(worker: Worker, images: LabelledImages, config: TrainingConfig) -> str:
@@ -298,6 +317,23 @@ def test_one_worker_goes_on_where_three_were_stopped(
     group.run(3, train_until, images, config(), tmp_path, 1)
     [resumed] = group.run(1, train_until, images, config(), tmp_path, 3)
     assert_agree_but_for_rounding(resumed, alone(333, torch.float32))
+
+
+@pytest.mark.parametrize("world_sizes", [(2, 1, 2), (1, 3, 2)])
+def test_in_float64_workers_that_come_and_go_change_no_weight(
+    group: Group, digits: LabelledImages, alone: Callable[..., Trained], world_sizes: tuple[int, ...]
+) -> None:
+    """An epoch on each world; the last batch has one example, so that two of three workers have none."""
+    images, saved = digits.take(np.arange(321)), None
+    for world_size in world_sizes:
+        ranks = group.run(world_size, train_on, images, config(), torch.float64, saved, 1)
+        saved, trained = ranks[0]
+    expected = alone(321, torch.float64)
+    differences = largest_differences(expected, trained)
+    assert max(differences.values()) < 1e-7, differences
+    assert [row["train_examples"] for row in trained.history] == [321] * 3
+    for ours, theirs in zip(trained.history, expected.history, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-9)
 
 
 def test_divergence_is_noticed_by_every_rank_alike(group: Group, digits: LabelledImages) -> None:

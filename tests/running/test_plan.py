@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mnist_ray.config import JobSpec, parse_spec
+from mnist_ray.config import JobSpec, SpecError, parse_spec
 from mnist_ray.running.cluster import Capacity
 from mnist_ray.running.plan import Plan, expected_epochs, plan, upload_bytes
 from tests.reviewing.made_up import made_up_spec, make_up
@@ -46,6 +46,39 @@ def test_time_and_cost_follow_from_the_benchmark(tmp_path: Path) -> None:
     total = sum(low for low, _ in times.values()), sum(high for _, high in times.values())
     (cost,) = [line for line in found.lines(36.0) if line.startswith("cost")]
     assert f"{total[0] / 100:.2f} to {total[1] / 100:.2f}" in cost
+
+
+def test_an_elastic_retraining_is_planned_for_both_ends(tmp_path: Path) -> None:
+    section = {"rows": [{"loop": "mnist_ray", "threads": 1, "wall ms": 25.6}]}  # 0.2 ms an image
+    (tmp_path / "benchmark.json").write_text(json.dumps({"sections": [section]}))
+    found = plan(a_spec(tmp_path, retrain={"num_epochs": 10, "workers": [1, 8]}), TWO)
+    assert found.obstacles == []
+    assert facts(found)["retraining"].startswith("2 trainings on 1 to 8 workers")
+    assert "128: 16 to 128, 256: 32 to 256" in facts(found)["batch per worker"]
+    (estimate,) = [each for each in found.estimates if each.stage == "retrain"]
+    alone_s = 2 * 10 * 12  # 60,000 images take 12 s
+    assert (estimate.expected_s, estimate.at_most_s) == pytest.approx((alone_s / 2, alone_s))  # two fit
+
+
+@pytest.mark.parametrize(
+    ("retrain", "remedy"),
+    [
+        ({"workers": 3}, "3 workers with 1 CPUs each need 3 CPUs, the cluster has 2: use --set retrain.workers=2, or"),
+        (
+            {"workers": [3, 8]},
+            "3 workers with 1 CPUs each need 3 CPUs, the cluster has 2: use --set 'retrain.workers=[2, 8]', or",
+        ),
+        (
+            {"workers": [1, 8], "cpus_per_worker": 3},
+            "use --set 'retrain.workers=[1, 8]' --set retrain.cpus_per_worker=2, or",
+        ),
+    ],
+)
+def test_the_fewest_workers_must_fit(tmp_path: Path, retrain: dict[str, Any], remedy: str) -> None:
+    with pytest.raises(SpecError) as refused:
+        TWO.check_retraining(a_spec(tmp_path, retrain=retrain))
+    assert remedy in str(refused.value)
+    TWO.check_retraining(a_spec(tmp_path, retrain={"workers": [2, 8]}))
 
 
 def test_an_earlier_run_on_the_same_data_is_believed_before_the_benchmark(tmp_path: Path) -> None:
