@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,16 +98,18 @@ def test_a_retraining_begins_with_what_is_there_and_grows_when_a_node_comes(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("nodes", [2], indirect=True)
-def test_a_retraining_goes_on_without_a_node_that_is_lost_and_grows_again(
-    nodes: Nodes, spec: JobSpec, stand_still: Callable[[int], None]
+@pytest.mark.parametrize("with_notice", [False, True], ids=["lost", "preempted"])
+def test_a_retraining_goes_on_without_a_node_that_goes_and_grows_again(
+    nodes: Nodes, spec: JobSpec, stand_still: Callable[[int], None], with_notice: bool
 ) -> None:
     stand_still(2)
-    listener = Changes({2: nodes.lose_one, 4: nodes.add_one})
+    listener = Changes({2: partial(nodes.lose_one, with_notice), 4: nodes.add_one})
     run = train_job(spec, Site(nodes.address), listener)
     _, ended, *others = listener.notes
     assert ended.startswith("the group of workers was ended: rank ")
+    assert ("preempted" in ended) == with_notice
     assert others == sizes(1, 2)
-    check(run, num_failures=1)
+    check(run, num_failures=int(not with_notice))
     print(f"gone: {seconds_until(run, 3):.0f} s to the next epoch; come: {seconds_until(run, 5):.0f} s")
 
 

@@ -123,6 +123,26 @@ def test_who_beat_before_the_group_started_is_not_of_the_group(make_driver: Any)
     ]
 
 
+def test_a_group_that_waits_for_its_places_after_a_change_of_size_is_waited_for(make_driver: Any) -> None:
+    driver = make_driver([1, 2])
+    driver.starts(2)
+    driver.beats("rank 0", "rank 1", pid=1, num_marks=7)
+    driver.look()
+    driver.starts(1)
+    driver.look(61)
+    (note,) = driver.notes
+    assert note.startswith("waiting for 1 to 2 workers")
+
+
+def test_a_rank_of_the_group_before_that_is_heard_of_late_is_not_followed(make_driver: Any) -> None:
+    driver = make_driver([1, 2])
+    driver.starts(1)
+    driver.beats("rank 0", pid=2, num_marks=7)
+    driver.beats("rank 1", pid=1, num_marks=7)
+    driver.look(int(LIMIT_S) + 1)
+    assert driver.killed == ["rank 0 of 2"]
+
+
 def test_who_beats_after_the_group_started_is_of_the_group_though_the_driver_looks_late(make_driver: Any) -> None:
     driver = make_driver([1, 2])
     driver.starts(1)
