@@ -37,6 +37,11 @@ def add_remote_commands(commands: Any) -> None:
     stop = add_command(commands, "stop", _stop, "end a run's job in good order; the same submit goes on with it")
     stop.add_argument("run", metavar="RUN")
     _add_address(stop)
+    fetch = add_command(commands, "fetch", _fetch, "bring a run here: record, tables, model and report")
+    fetch.add_argument("run", metavar="RUN")
+    fetch.add_argument("--storage", help="the folder that holds the runs there (default: what its job says)")
+    fetch.add_argument("--to", default="results", help="the folder that holds the runs here (default: ./results)")
+    _add_address(fetch)
 
 
 def _add_address(parser: argparse.ArgumentParser) -> None:
@@ -99,6 +104,21 @@ def _stop(arguments: argparse.Namespace) -> int:
         print(f"{job.id} is stopped: the same 'mnist-ray submit' goes on with the run")
     else:
         print(f"{job.id} has {job.state} already{_in_brackets(_ending(job))}: nothing to stop")
+    return 0
+
+
+def _fetch(arguments: argparse.Namespace) -> int:
+    from mnist_ray.reviewing.report import write_report
+    from mnist_ray.running.fetching import fetched, packed_run
+
+    text = packed_run(arguments.address, arguments.run, arguments.storage, _note)
+    destination = Path(arguments.to).expanduser().absolute() / arguments.run
+    with fetched(text, destination) as run:
+        lines = write_report(run).summary()
+        is_finished = run.stage("tested") is not None
+    print("\n".join([*lines, f"report: {destination / run.report.name}", f"everything lies in {destination}"]))
+    if not is_finished:
+        print(f"{arguments.run} is not finished: this is as far as it has come; the same command brings the rest")
     return 0
 
 

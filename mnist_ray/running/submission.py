@@ -1,8 +1,8 @@
 """A run as a job of a Ray cluster: submitted once, followed to its end, stopped.
 
-Submissions of a run are numbered: `mnist-ray-NAME`, then `mnist-ray-NAME@2` once that has ended, and so on. An id that
-was deleted must not be used again (Ray keeps its log, and appends to it), and of two who ask for the same new id at
-the same moment Ray lets one have it.
+Submissions of a run are numbered: `mnist-ray-NAME`, then `mnist-ray-NAME@2` once that has ended, and so on. Of two who
+ask for the same new id at the same moment Ray lets one have it. An id that was deleted cannot be used again (2.60):
+its old log is added to, and for a second or two Ray may call the new job failed because the old one is gone.
 """
 
 import re
@@ -37,7 +37,6 @@ LOOK_S = 1.0
 LONGEST_PAUSE_S = 30.0
 GIVE_UP_S = 3600.0
 
-_ID = re.compile(rf"mnist-ray-({RUN_NAME.pattern})(?:@(\d+))?")
 _SPEC_FILE = "job.yaml"
 
 Say = Callable[[str], object]
@@ -48,7 +47,7 @@ class Job:
     """One submission of a run."""
 
     id: str
-    run: str
+    run: str  # "" for a job of others
     number: int
     state: str  # "pending", "running", "stopped", "succeeded" or "failed"
     since_s: float  # of that state, by the clock of the cluster
@@ -63,8 +62,8 @@ class Job:
 
 def jobs(server: JobServer) -> list[Job]:
     """Every submission of this project that the cluster knows, newest first."""
-    found = [job for details in server.list_jobs() if (job := _job(details)) is not None]
-    return sorted(found, key=lambda job: job.since_s, reverse=True)
+    found = [_job(details) for details in server.list_jobs()]
+    return sorted((job for job in found if job.run), key=lambda job: job.since_s, reverse=True)
 
 
 def latest_job(server: JobServer, run: str) -> Job | None:
@@ -80,17 +79,15 @@ def known_job(server: JobServer, run: str) -> Job:
     return job
 
 
-def _job(details: Any) -> Job | None:
-    found = _ID.fullmatch(details.submission_id or "")
-    if found is None:
-        return None
+def _job(details: Any) -> Job:
+    run, number = _run_and_number(details.submission_id or "")
     state = details.status.value.lower()
     since_ms = details.end_time if details.status.is_terminal() else details.start_time
     message = (details.message or "").partition(", last available logs")[0]
     return Job(
         details.submission_id,
-        found.group(1),
-        int(found.group(2) or 1),
+        run,
+        number,
         state,
         (since_ms or details.start_time or 0) / 1000,
         details.driver_exit_code,
@@ -106,7 +103,7 @@ def submit(server: JobServer, spec: JobSpec, note: Say) -> Job:
     """The run's job: a new one, or the one that does this already. Raises SpecError."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        write_upload(folder, spec)
+        write_upload(folder, _SPEC_FILE, dump_spec(spec))
         check_upload(folder)
         while True:
             latest = latest_job(server, spec.name)
@@ -123,6 +120,11 @@ def submit(server: JobServer, spec: JobSpec, note: Say) -> Job:
 
 def _id(run: str, number: int) -> str:
     return f"mnist-ray-{run}" + (f"@{number}" if number > 1 else "")
+
+
+def _run_and_number(job_id: str) -> tuple[str, int]:
+    found = re.fullmatch(rf"mnist-ray-({RUN_NAME.pattern})(?:@(\d+))?", job_id)
+    return (found.group(1), int(found.group(2) or 1)) if found else ("", 0)
 
 
 def _begin(server: JobServer, job_id: str, folder: Path, spec: JobSpec) -> bool:
@@ -169,12 +171,11 @@ def storage_on_cluster(storage: str) -> str:
     return storage if "://" in storage or storage.startswith(("/", "~")) else f"~/mnist_ray/{storage}"
 
 
-def write_upload(folder: Path, spec: JobSpec | None = None) -> None:
-    """The package as it is here, and the spec: all that a job gets from this machine."""
+def write_upload(folder: Path, name: str, content: str) -> None:
+    """The package as it is here, and one file more: all that a job gets from this machine."""
     unwanted = shutil.ignore_patterns("__pycache__", ".*")
     shutil.copytree(PACKAGE, folder / PACKAGE.name, ignore=unwanted)
-    if spec is not None:
-        (folder / _SPEC_FILE).write_text(dump_spec(spec), encoding="utf-8")
+    (folder / name).write_text(content, encoding="utf-8")
 
 
 def check_upload(folder: Path, limit_bytes: int = GCS_STORAGE_MAX_SIZE) -> None:
@@ -265,7 +266,7 @@ def follow(server: JobServer, job_id: str, write: Say, note: Say) -> Job:
 
 def _look(server: JobServer, job_id: str) -> Job:
     try:
-        job = _job(server.get_job_info(job_id))
+        return _job(server.get_job_info(job_id))
     except RefusedError as error:
         if error.status != 404:
             raise LostConnectionError(str(error)) from None
@@ -273,8 +274,6 @@ def _look(server: JobServer, job_id: str) -> Job:
             f"{job_id} is not known on {server.place} any more, so the cluster was started anew: the same submit goes "
             "on with the run, if its storage is still there"
         ) from None
-    assert job is not None
-    return job
 
 
 def _log(server: JobServer, job: Job) -> str | None:
