@@ -71,8 +71,8 @@ class JobServer(JobSubmissionClient):
             raise LostConnectionError(f"--address {self.place}: {_reason(error)}") from None
 
     def _raise_error(self, r: Any) -> NoReturn:
-        lines = r.text.strip().splitlines() or [f"status {r.status_code}"]
-        raise RefusedError(self.place, r.status_code, lines[-1])  # where it is a traceback, the error itself
+        said = [line for line in r.text.splitlines() if line.strip(" .")]  # Ray ends a traceback with a full stop
+        raise RefusedError(self.place, r.status_code, said[-1] if said else "without a word")
 
     def _about_token(self, error: AuthenticationError) -> str:
         what = "is not this cluster's" if "Authentication failed" in str(error) else "is missing"
