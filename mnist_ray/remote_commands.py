@@ -73,8 +73,7 @@ def _status(arguments: argparse.Namespace) -> int:
         return 0
     latest: dict[str, Job] = {}
     for job in jobs(server):
-        if job.run not in latest or job.number > latest[job.run].number:
-            latest[job.run] = job
+        latest.setdefault(job.run, job)
     rows = [
         {"run": job.run, "state": job.state, "since": _time(job), "how it ended": _ending(job)}
         for job in latest.values()

@@ -19,6 +19,8 @@ from mnist_ray.running.cluster import Capacity, shown
 ANSWER_S = 60.0  # a busy head takes long to start a job; Ray's own client would wait for ever
 CONNECT_S = 5.0
 
+_NO_DASHBOARD = "what listens there is no Ray dashboard"
+
 
 class LostConnectionError(SpecError):
     """The job server does not answer now; it may again."""
@@ -109,9 +111,6 @@ def _reason(error: OSError) -> str:
     if "ReadTimeout" in type(error).__name__ or "Read timed out" in text:
         return f"no answer within {ANSWER_S:g} s: look at the head, or wait until it is less busy"
     return f"{_NO_DASHBOARD} ({type(error).__name__}): give the http address of the head's dashboard"
-
-
-_NO_DASHBOARD = "what listens there is no Ray dashboard"
 
 
 def dashboard_address(address: str | None) -> str:

@@ -261,7 +261,8 @@ def follow(server: JobServer, job_id: str, write: Say, note: Say) -> Job:
             reader.take(log, job.is_over)
         if job.is_over:
             return job
-        time.sleep(max(LOOK_S, 10 * (time.monotonic() - began)))  # a long log over a slow line is asked for less often
+        asked_s = time.monotonic() - began
+        time.sleep(min(max(LOOK_S, 4 * asked_s), LONGEST_PAUSE_S))  # a long log over a slow line less often
 
 
 def _look(server: JobServer, job_id: str) -> Job:

@@ -100,6 +100,8 @@ def test_the_job_that_packs_says_what_is_missing(run: RunDir, tmp_path: Path) ->
         request.write_text(f'{{"run": "{name}", "storage": "{run.path.parent}"}}')
         command = [sys.executable, "-m", "mnist_ray.record.packing", str(request)]
         said.append(subprocess.run(command, capture_output=True, text=True, check=False))
-    assert (said[0].returncode, said[0].stdout) == (0, packed(run.path))
+    assert said[0].returncode == 0, said[0].stderr
+    unpack(said[0].stdout, tmp_path / "copy")
+    assert record_of(tmp_path / "copy") == record_of(run.path)
     assert said[1].returncode != 0
     assert f"there is no run 'absent' in {run.path.parent} (there: made-up)" in said[1].stdout
