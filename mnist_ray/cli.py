@@ -6,6 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mnist_ray.arguments import add_command, add_overrides, overrides_of
+from mnist_ray.remote_commands import add_remote_commands
+
 if TYPE_CHECKING:
     from mnist_ray.config import JobSpec
     from mnist_ray.files import Place
@@ -101,15 +104,16 @@ def _parser() -> argparse.ArgumentParser:
         ("search", _search, "only the search and the choice; `run` goes on from there"),
         ("train", _train, "train and test the spec's recipe, without a search"),
     ):
-        job = _add(commands, name, command, text)
+        job = add_command(commands, name, command, text)
         job.add_argument("spec", type=Path, help="a job spec, such as jobs/quickstart.yaml")
         _add_job_options(job)
-    plan = _add(commands, "plan", _plan, "what a job would take, and what is in its way; nothing is started")
+    plan = add_command(commands, "plan", _plan, "what a job would take, and what is in its way; nothing is started")
     plan.add_argument("spec", type=Path, help="a job spec, such as jobs/mnist.yaml")
     plan.add_argument("--price-per-hour", type=float, help="of the whole cluster, in any currency")
     _add_job_options(plan)
     _add_reading_commands(commands)
-    doctor = _add(commands, "doctor", _doctor, "what this machine and the cluster can do")
+    add_remote_commands(commands)
+    doctor = add_command(commands, "doctor", _doctor, "what this machine and the cluster can do")
     doctor.add_argument("--data-dir", help="where the data sets lie")
     doctor.add_argument("--address", help="of a Ray cluster")
     _add_storage(doctor)
@@ -119,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_benchmark(commands: Any) -> None:
     text = "how fast this machine is at each part of a job, beside the usual loop; some minutes"
-    benchmark = _add(commands, "benchmark", _benchmark, text)
+    benchmark = add_command(commands, "benchmark", _benchmark, text)
     benchmark.add_argument("parts", nargs="*", metavar="PART", help="steps, workers, retraining, search (default: all)")
     benchmark.add_argument("--data-dir", help="where MNIST lies or goes")
     benchmark.add_argument("--rounds", type=int, default=5, help="how often each is measured (default: 5)")
@@ -128,47 +132,36 @@ def _add_benchmark(commands: Any) -> None:
 
 
 def _add_reading_commands(commands: Any) -> None:
-    evaluate = _add(commands, "evaluate", _evaluate, "score a finished run's models on its test split again")
+    evaluate = add_command(commands, "evaluate", _evaluate, "score a finished run's models on its test split again")
     evaluate.add_argument("run", help="a run's name, or its folder")
     evaluate.add_argument("--data-dir", help="where the data sets lie")
     _add_storage(evaluate)
-    predict = _add(commands, "predict", _predict, "say which digit an image shows")
+    predict = add_command(commands, "predict", _predict, "say which digit an image shows")
     predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     predict.add_argument("--run", help="the run whose model is used (default: the latest finished one)")
     _add_storage(predict)
-    results = _add(commands, "results", _results, "list the runs")
+    results = add_command(commands, "results", _results, "list the runs")
     _add_storage(results)
-    report = _add(commands, "report", _report, "make a run's tables and its report.html again, from its folder alone")
+    report = add_command(
+        commands, "report", _report, "make a run's tables and its report.html again, from its folder alone"
+    )
     report.add_argument("run", help="a run's name, or its folder; an unfinished one will do")
     _add_storage(report)
-    compare = _add(
+    compare = add_command(
         commands, "compare", _compare, "runs against the first of them: what differs, and is it more than noise"
     )
     compare.add_argument("runs", nargs="+", metavar="RUN")
     compare.add_argument("--fail-if-worse", action="store_true", help="exit code 8 if one is worse by more than noise")
     _add_storage(compare)
-    replay = _add(commands, "replay", _replay, "train a trial again from the record and compare every number")
+    replay = add_command(commands, "replay", _replay, "train a trial again from the record and compare every number")
     replay.add_argument("run", help="a run's name, or its folder")
     replay.add_argument("--trial", type=int, required=True, help="its number")
     replay.add_argument("--data-dir", help="where the data sets lie")
     _add_storage(replay)
 
 
-def _add(commands: Any, name: str, command: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
-    parser.set_defaults(command=command)
-    return parser
-
-
 def _add_job_options(job: argparse.ArgumentParser) -> None:
-    job.add_argument("--name", help="the run's name (default: the spec's)")
-    job.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override a value: search.num_trials=50",
-    )
+    add_overrides(job)
     job.add_argument("--data-dir", help="where the data sets lie (default: $MNIST_RAY_DATA, then ~/.cache/mnist_ray)")
     job.add_argument("--address", help="of a Ray cluster (default: $RAY_ADDRESS, then this machine alone)")
     job.add_argument("--ray-dir", type=Path, help="where a cluster of this machine alone keeps its temporary files")
@@ -238,26 +231,11 @@ def _spec_of(arguments: argparse.Namespace) -> "JobSpec":
     from mnist_ray.config import load_spec
     from mnist_ray.files import place_of
 
-    overrides = list(arguments.set)
-    for key, value in (
-        ("name", arguments.name),
-        ("data.dir", arguments.data_dir),
-        ("storage", arguments.storage),
-    ):
-        if value is not None:
-            overrides.append(f"{key}={_quoted(value)}")
-    spec = load_spec(arguments.spec, overrides)
+    spec = load_spec(arguments.spec, overrides_of(arguments))
     storage = place_of(spec.storage)
     if isinstance(storage, Path):
         storage = (arguments.storage_root or Path()) / storage
     return spec.model_copy(update={"storage": str(storage)})
-
-
-def _quoted(text: str) -> str:
-    """A command-line text is that text, also where YAML would read a number or a date."""
-    import json
-
-    return json.dumps(text)
 
 
 def _report_on(run: "RunDir") -> None:

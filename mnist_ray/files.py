@@ -31,9 +31,9 @@ class CorruptFileError(ValueError):
     """A file's content is not what was written: torn, cut, flipped, gone or not ours."""
 
 
-def place_of(text: str) -> Place:
-    """A path, or the address of an object store (`s3://bucket/folder`)."""
-    return object_stores.place_at(text) if object_stores.is_address(text) else Path(text).expanduser()
+def place_of(text: str, is_patient: bool = True) -> Place:
+    """A path, or the address of an object store (`s3://bucket/folder`), whose outages are waited for with patience."""
+    return object_stores.place_at(text, is_patient) if object_stores.is_address(text) else Path(text).expanduser()
 
 
 # --- writing -----------------------------------------------------------------------------------------------------

@@ -31,13 +31,14 @@ def is_address(text: str) -> bool:
     return "://" in text
 
 
-def place_at(address: str) -> UPath:
+def place_at(address: str, is_patient: bool = True) -> UPath:
     """address: `s3://bucket/folder` or `gs://bucket/folder`. Credentials come from the environment, as their tools do.
 
     Listings are never kept: others write too.
     """
     scheme = address.partition("://")[0]
-    place: UPath = UPath(address, protocol=scheme, use_listings_cache=False, **PATIENT[scheme])
+    options = PATIENT[scheme] if is_patient else {}
+    place: UPath = UPath(address, protocol=scheme, use_listings_cache=False, **options)
     return place
 
 

@@ -5,6 +5,7 @@ A plugin rather than a conftest, because folders beside one another share it.
 
 import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -35,7 +36,12 @@ class Head:
 
 
 def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    """Of those that neither the system gives out by itself nor Ray to its workers: they may take them first."""
+    sockets: list[socket.socket] = []
+    for port in random.sample(range(20_000, 32_000), 1000):
+        if len(sockets) < count:
+            with contextlib.suppress(OSError):
+                sockets.append(socket.create_server(("127.0.0.1", port)))
     ports = [each.getsockname()[1] for each in sockets]
     for each in sockets:
         each.close()
