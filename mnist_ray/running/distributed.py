@@ -11,9 +11,9 @@ from typing import Any
 
 import ray
 from ray._raylet import PlacementGroupID
-from ray.exceptions import OutOfMemoryError, RayActorError, RayError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 from ray.train import FailureConfig, RunConfig, UserCallback
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.train.v2.api.config import ScalingConfig  # what ray.train.ScalingConfig is, but for its hints
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
@@ -21,6 +21,7 @@ from ray.util.placement_group import PlacementGroup, placement_group_table, remo
 from mnist_ray.config import Retrain
 from mnist_ray.running.heartbeat import HANG_LIMIT_S, start_inbox
 from mnist_ray.running.messages import ControllerStarted, GroupEnded, GroupStarting, Message, Retraining, packed
+from mnist_ray.running.process_group import GroupConfig
 from mnist_ray.running.ranks import name_of, train_in_group
 from mnist_ray.running.shared_data import SharedData
 from mnist_ray.running.supervisor import Supervisor, resources_of
@@ -83,7 +84,7 @@ def _run_group(supervisor: Supervisor, data: SharedData, settings: Retrain, max_
         train_in_group,
         train_loop_config=task,
         scaling_config=_scaling(settings),
-        torch_config=TorchConfig(backend="nccl" if settings.gpus_per_worker else "gloo"),
+        torch_config=GroupConfig(backend="nccl" if settings.gpus_per_worker else "gloo"),
         run_config=RunConfig(
             name=f"retrain-{uuid.uuid4().hex[:8]}",
             storage_path=str(ray_state),
@@ -209,6 +210,8 @@ def _remoteness(error: Exception) -> int:
 
 
 def _in_one_line(error: Exception, is_preemption: bool = False) -> str:
+    if isinstance(error, RayTaskError):  # its text is a traceback, the cause the last line
+        return str(error).strip().splitlines()[-1][:300]
     text = " ".join(str(error).split())[:300]
     if is_preemption:
         return f"its node was preempted, which does not count as a failure: {text}"

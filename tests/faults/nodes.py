@@ -4,7 +4,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -41,9 +41,12 @@ class Nodes:
             time.sleep(1.0)
         self._cluster.remove_node(node, allow_graceful=False)
 
-    def add_one(self, wait: bool = False) -> None:
-        """It joins when it is ready, a few seconds later."""
-        self._workers.append(self._cluster.add_node(num_cpus=1, wait=wait))
+    def add_one(self, wait: bool = False, without: Sequence[str] = ()) -> None:
+        """It joins when it is ready, a few seconds later. without: of the environment."""
+        with pytest.MonkeyPatch.context() as patch:
+            for name in without:
+                patch.delenv(name)
+            self._workers.append(self._cluster.add_node(num_cpus=1, wait=wait))
 
     def shutdown(self) -> None:
         self._cluster.shutdown()

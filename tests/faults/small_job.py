@@ -18,7 +18,7 @@ from ray.tune.schedulers import TrialScheduler
 
 from mnist_ray import JobSpec, RunDir, parse_spec, run_job
 from mnist_ray.config import Retrain, TrainingConfig
-from mnist_ray.files import FAILPOINT
+from mnist_ray.files import FAILPOINT, Place, place_of
 from mnist_ray.learning import data
 from mnist_ray.learning.checkpoint import Checkpoints, SavedState, fit_resumably
 from mnist_ray.learning.training import TrainingData, TrainState, Worker
@@ -32,7 +32,7 @@ from mnist_ray.running.provenance import processor
 NUM_IMAGES = 90
 
 
-def small_spec(storage: Path, **changes: Any) -> JobSpec:
+def small_spec(storage: Place | str, **changes: Any) -> JobSpec:
     return parse_spec(
         {
             "name": "small",
@@ -98,7 +98,7 @@ def run_one_by_one(ledger: Any, shared: LocalData, num_open: int, num_concurrent
         trial = LocalTrial(values)
         ledger.scheduler.on_trial_add(None, trial)
         config = TrainingConfig(**values["config"])
-        checkpoints = Checkpoints.of_generation(Path(values["checkpoints"]), values["generation"], config)
+        checkpoints = Checkpoints.of_generation(place_of(values["checkpoints"]), values["generation"], config)
         for row in rows(fit_resumably(config, shared.get(torch.device("cpu")), checkpoints)):
             action = ledger.scheduler.on_trial_result(None, trial, row)
             trial.last_result = row
@@ -198,7 +198,7 @@ def run_in_a_fork(spec: JobSpec, failpoint: str = "") -> int:
     return in_a_fork(call)
 
 
-def essence(path: Path) -> dict[str, Any]:
+def essence(path: Place) -> dict[str, Any]:
     """What must not depend on kills: everything on record but times, sessions and machines."""
     run = RunDir(path)
     trainings = {

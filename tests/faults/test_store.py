@@ -1,0 +1,81 @@
+"""What holds for a run on a disk holds in an object store: kills lose nothing; nodes that do not share it are named."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mnist_ray import Site, files, run_job
+from mnist_ray.cli import main
+from mnist_ray.config import SpecError, TrainingConfig
+from mnist_ray.files import place_of
+from mnist_ray.learning.checkpoint import Checkpoints
+from mnist_ray.object_stores import OutOfReachError
+from mnist_ray.record.rundir import RunDir
+from mnist_ray.record.views import views_are_current
+from tests.faults.nodes import real_nodes
+from tests.faults.small_job import essence, in_forks, run_in_a_fork, small_spec, stand_in, warm_up
+
+POINTS = (
+    "event-owner:after:1", "event-epoch:after:2", "checkpoint-tensors:after:1", "checkpoint-manifest:after:2",
+    "event-ended:before:2", "event-unsealed:after:1", "logits:after:1", "study.sqlite3:before:1",
+)  # fmt: skip
+
+
+@pytest.fixture
+def plain_loops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch)
+    warm_up(tmp_path)
+
+
+@pytest.mark.timeout(600)
+def test_kills_in_a_store_are_made_good_by_the_same_command(plain_loops: None, store: str, tmp_path: Path) -> None:
+    assert run_in_a_fork(small_spec(tmp_path)) == 0
+    expected = essence(tmp_path / "small")
+
+    def drive(share: tuple[str, ...]) -> None:
+        for point in share:
+            storage = f"{store}/{point.replace(':', '-')}"
+            assert run_in_a_fork(small_spec(storage), point) == -9, f"{point} was not reached"
+            assert run_in_a_fork(small_spec(storage)) == 0, point
+            assert essence(place_of(storage) / "small") == expected, point
+            assert views_are_current(RunDir(place_of(storage) / "small")), point
+
+    assert in_forks(lambda: drive(POINTS[::2]), lambda: drive(POINTS[1::2])) == [0, 0]
+
+
+def test_a_run_in_a_store_is_reported_compared_and_listed(
+    plain_loops: None, store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert in_forks(lambda: run_job(small_spec(store)), lambda: run_job(small_spec(tmp_path))) == [0, 0]
+    assert main(["report", "small", "--storage", store]) == 0
+    assert f"report: {store}/small/report.html" in capsys.readouterr().out
+    assert files.read(place_of(f"{store}/small/report.html")).startswith(b"<!doctype html>")
+    assert main(["results", "--storage", store]) == 0
+    assert main(["compare", f"{store}/small", str(tmp_path / "small")]) == 0
+
+
+@pytest.fixture
+def a_node_without_the_key(store: str) -> Iterator[str]:
+    """The address of a cluster one of whose nodes may not read the store."""
+    with real_nodes(1) as nodes:
+        nodes.add_one(wait=True, without=("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"))
+        yield nodes.address
+
+
+def test_a_node_that_does_not_share_the_storage_is_named_before_anything_is_trained(
+    a_node_without_the_key: str, store: str
+) -> None:
+    spec = small_spec(store, retrain={"num_epochs": 1, "workers": 1})
+    with pytest.raises(SpecError, match=r"node [\d.]+ does not share it \(.*redential"):
+        run_job(spec, Site(a_node_without_the_key))
+    assert RunDir(place_of(store) / "small").trainings("search") == []
+
+
+def test_a_node_that_comes_later_and_has_another_storage_saves_nothing(tmp_path: Path) -> None:
+    config = TrainingConfig(num_epochs=1)
+    there = Checkpoints.of_generation(tmp_path / "checkpoints", 1, config, must_see=tmp_path / "000001.json")
+    with pytest.raises(OutOfReachError, match="does not share this storage"):
+        there.latest()
+    (tmp_path / "000001.json").touch()
+    assert there.latest() is None
