@@ -91,7 +91,7 @@ def _job(details: Any) -> Job:
         state,
         (since_ms or details.start_time or 0) / 1000,
         details.driver_exit_code,
-        " ".join(message.split()),
+        " ".join(message.split()).rstrip("."),
         details.metadata or {},
     )
 
