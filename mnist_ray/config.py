@@ -207,6 +207,16 @@ class Test(_Part):
     also: Annotated[tuple[SecondTest, ...], Field(max_length=1, strict=False)] = ()
 
 
+class Autoscaling(_Part):
+    """What the cluster's autoscaler may have running at a time. Ray itself does not tell.
+
+    Without it a job counts with what is there when it starts.
+    """
+
+    cpus: int = Field(0, ge=0)
+    gpus: int = Field(0, ge=0)
+
+
 class JobSpec(_Part):
     """Everything that one command does. Defaults make `data.name` the only key that must be given."""
 
@@ -220,6 +230,7 @@ class JobSpec(_Part):
     retrain: Retrain = Retrain()
     test: Test = Test()
     max_hours: float | None = Field(None, gt=0)  # of searching, over all sessions of the run
+    autoscaling: Autoscaling = Autoscaling()
     max_failures: int = Field(2, ge=0)  # how often a trial or the retraining is started again after it died
     storage: str = "results"  # the folder that holds the runs, or an address: s3://bucket/folder, gs://bucket/folder
 
@@ -471,6 +482,8 @@ OPERATIONAL_KEYS = frozenset(
         "data.dir",
         "max_hours",
         "max_failures",
+        "autoscaling.cpus",
+        "autoscaling.gpus",
         "search.cpus_per_trial",
         "search.gpus_per_trial",
         "search.max_concurrent_trials",

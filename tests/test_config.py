@@ -355,6 +355,7 @@ def test_the_searched_names_are_hyperparameters() -> None:
 MAY_CHANGE_BETWEEN_SESSIONS = {
     *("name", "storage", "data.dir"),  # where things lie
     *("max_hours", "max_failures"),  # how long and how patiently
+    *("autoscaling.cpus", "autoscaling.gpus"),
     *("search.cpus_per_trial", "search.gpus_per_trial", "search.max_concurrent_trials"),  # on what
     *("retrain.workers", "retrain.cpus_per_worker", "retrain.gpus_per_worker"),
 }
@@ -379,6 +380,8 @@ def test_a_space_that_leaves_out_the_recipe_is_allowed_and_known() -> None:
 # --- going on with a run
 
 OTHER_VALUES: dict[str, Any] = {
+    "autoscaling.cpus": 8,
+    "autoscaling.gpus": 1,
     "confirm.top_k": 4,
     "confirm.seeds": 3,
     "test.also": ["qmnist50k"],

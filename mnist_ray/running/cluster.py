@@ -39,8 +39,6 @@ ENVIRONMENT = {
 }
 
 
-WITHOUT_LIMIT = 1_000_000  # where an autoscaler has none
-
 SESSION_MARK = "mnist_ray.json"
 
 # What the nodes of a cluster must have, in the driver's versions; the package itself travels with the job.
@@ -49,7 +47,7 @@ PACKAGES_ON_EVERY_NODE = ("ray", "torch", "torchvision", "optuna", "numpy")
 
 @dataclass(frozen=True)
 class Capacity:
-    """What a cluster has in all, busy or not, and what its autoscaler can add."""
+    """What a cluster has in all, busy or not."""
 
     cpus: int
     gpus: int
@@ -57,30 +55,30 @@ class Capacity:
 
     def num_concurrent_trials(self, spec: JobSpec) -> int:
         """As many trials at once as fit, within the spec's own limit. Raises SpecError if not even one does."""
-        search = spec.search
-        self._check("search.cpus_per_trial", search.cpus_per_trial, "CPUs", self.cpus)
-        self._check("search.gpus_per_trial", search.gpus_per_trial, "GPUs", self.gpus)
-        room = [self.cpus // search.cpus_per_trial]
+        search, most = spec.search, self._grown(spec)
+        self._check("search.cpus_per_trial", search.cpus_per_trial, "CPUs", most.cpus)
+        self._check("search.gpus_per_trial", search.gpus_per_trial, "GPUs", most.gpus)
+        room = [most.cpus // search.cpus_per_trial]
         if search.gpus_per_trial:
-            room.append(math.floor(self.gpus / search.gpus_per_trial + 1e-9))
+            room.append(math.floor(most.gpus / search.gpus_per_trial + 1e-9))
         if search.max_concurrent_trials is not None:
             room.append(search.max_concurrent_trials)
         return min(room)
 
     def num_workers(self, retrain: Retrain) -> int:
-        """As many workers of a retraining as fit, within its own limit."""
+        """As many workers of a retraining as fit now, within its own limit; 1 where none does yet."""
         room = [self.cpus // retrain.cpus_per_worker]
         if retrain.gpus_per_worker:
             room.append(self.gpus // retrain.gpus_per_worker)
-        return min(*room, retrain.most_workers)
+        return max(1, min(*room, retrain.most_workers))
 
     def check_retraining(self, spec: JobSpec) -> None:
         """Raises SpecError where not even the fewest workers can ever run at once."""
-        retrain = spec.retrain
+        retrain, most = spec.retrain, self._grown(spec)
         fewest = retrain.fewest_workers
         for per_worker, kind, has in (
-            (retrain.cpus_per_worker, "CPUs", self.cpus),
-            (retrain.gpus_per_worker, "GPUs", self.gpus),
+            (retrain.cpus_per_worker, "CPUs", most.cpus),
+            (retrain.gpus_per_worker, "GPUs", most.gpus),
         ):
             if fewest * per_worker > has:
                 key = "workers" if has >= per_worker > 0 else f"{kind[:-1].lower()}s_per_worker"
@@ -91,6 +89,16 @@ class Capacity:
                     + ("" if has >= per_worker else f" --set retrain.{key}={has}")
                     + ", or a larger cluster (--address)"
                 )
+
+    def _grown(self, spec: JobSpec) -> "Capacity":
+        """With what the spec says that the autoscaler may add. Raises SpecError if there is no CPU even then."""
+        cpus, gpus = max(self.cpus, spec.autoscaling.cpus), max(self.gpus, spec.autoscaling.gpus)
+        if cpus == 0:
+            raise SpecError(
+                "the cluster has no CPUs for work: let nodes join it, or say how many its autoscaler may have running "
+                "(--set autoscaling.cpus=8)"
+            )
+        return Capacity(cpus, gpus, self.processors)
 
     @staticmethod
     def _check(key: str, asked: float, kind: str, has: int) -> None:
@@ -164,21 +172,12 @@ def connected(address: str | None, temporary_folder: Path | None, verbose: bool)
         _mark_session(session)
     try:
         processors = [processor()] if target == "local" else _check_nodes(shown(target))
-        yield Capacity(_reachable("CPU"), _reachable("GPU"), tuple(sorted(set(processors))))
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        yield Capacity(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)), tuple(sorted(set(processors))))
     finally:
         ray.shutdown()
         if target == "local":
             shutil.rmtree(session, ignore_errors=True)
-
-
-def _reachable(kind: str) -> int:
-    """What is there, or all that the autoscaler may have at a time if that is more."""
-    import ray
-    from ray._private.state import state  # Ray Train asks there too
-
-    there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    at_most = state.get_max_resources_from_cluster_config() or {}
-    return max(int(there.get(kind, 0)), min(int(at_most.get(kind, 0)), WITHOUT_LIMIT))
 
 
 def _mark_session(session: Path) -> None:

@@ -143,6 +143,19 @@ def test_what_the_cluster_has_at_the_start_is_enough_for_the_spec(overlay: str) 
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_job_asks_for_all_that_the_autoscaler_may_start(overlay: str) -> None:
+    job = job_of(overlay)
+    limits = [
+        (group["maxReplicas"], group["template"]["spec"]["containers"][0]["resources"]["limits"])
+        for group in job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    ]
+    parsed = _parser().parse_args(shlex.split(job["spec"]["entrypoint"])[1:])
+    asked = load_spec(REPOSITORY / parsed.spec, parsed.set).autoscaling
+    assert asked.cpus == sum(count * int(limit["cpu"]) for count, limit in limits)
+    assert asked.gpus == sum(count * int(limit.get("nvidia.com/gpu", 0)) for count, limit in limits)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
 def test_no_pod_is_root_or_without_limits_and_all_run_this_release(overlay: str) -> None:
     job = job_of(overlay)
     for name, pod in pods_of(job):

@@ -23,7 +23,7 @@ SHORT = (
     "search.num_trials=6", "search.num_epochs=2", "confirm=null", "retrain.num_epochs=6", "retrain.seeds=[0]",
     "retrain.baseline=false", "retrain.workers=2",
 )  # fmt: skip
-AT_WORK = {"search": "ray::ImplicitFunc", "retraining": "ray::_RayTrainWorker"}  # as Ray names its processes
+AT_WORK = {"search": "ImplicitFunc", "retraining": "RayTrainWorker"}  # in what Ray calls its processes
 CODES_S = 900.0
 
 
@@ -123,7 +123,7 @@ def at_work(made: Cluster) -> Iterator[tuple[str, str]]:
     for name, machine in made.machines.items():
         commands = machine.commands() if name.startswith(("worker", "spare")) else []
         for part, title in AT_WORK.items():
-            if any(command.startswith(title) for command in commands):
+            if any(command.startswith("ray::") and title in command for command in commands):
                 yield name, part
 
 
