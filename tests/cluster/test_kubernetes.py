@@ -173,6 +173,16 @@ def test_no_pod_is_root_or_without_limits_and_all_run_this_release(overlay: str)
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
 
 
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_pod_of_ray_gets_the_keys_of_a_store_from_a_secret_and_holds_none(overlay: str) -> None:
+    job = job_of(overlay)
+    for name, pod in pods_of(job):
+        (container,) = pod["containers"]
+        secret = [{"secretRef": {"name": "mnist-storage", "optional": True}}]
+        assert container.get("envFrom") == (None if name == "submitter" else secret), name
+        assert "env" not in container
+
+
 def test_a_retry_a_deadline_and_an_end_are_set() -> None:
     spec = job_of("cpu")["spec"]
     assert spec["backoffLimit"] > 0 and spec["activeDeadlineSeconds"] > 3600
