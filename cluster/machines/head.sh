@@ -15,4 +15,4 @@ fi
 chmod 600 "$TOKEN_FILE"
 
 exec ray start --head --port="$PORT_BASE" --dashboard-host=127.0.0.1 --dashboard-port="$DASHBOARD_PORT" \
-    "${PORTS[@]}" "$@"
+    --ray-client-server-port="$CLIENT_PORT" "${PORTS[@]}" "$@"

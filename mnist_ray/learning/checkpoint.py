@@ -1,6 +1,7 @@
 """A TrainState to and from a folder, without pickle: safetensors for tensors, JSON for the rest."""
 
 import errno
+import json
 import logging
 import socket
 import time
@@ -8,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -47,6 +49,15 @@ class SavedState:
     @classmethod
     def of(cls, state: TrainState) -> "SavedState":
         return cls(state.completed_epochs, list(state.history), save(_tensors(state)))
+
+    def to_bytes(self) -> bytes:
+        return json.dumps([self.completed_epochs, self.history]).encode() + b"\n" + self.tensors
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> "SavedState":
+        head, _, tensors = content.partition(b"\n")
+        completed_epochs, history = json.loads(head)
+        return cls(completed_epochs, history, tensors)
 
     def put_into(self, state: TrainState) -> None:
         """state: made by `TrainState.initial` for the same config."""
@@ -175,9 +186,17 @@ def fit_resumably(
 def _from_rank_0(saved: SavedState | None, worker: Worker) -> SavedState | None:
     if worker.world_size == 1:
         return saved
-    held: list[SavedState | None] = [saved]
-    dist.broadcast_object_list(held, device=worker.device)
-    return held[0]
+    content = b"" if saved is None else saved.to_bytes()
+    num_bytes = torch.tensor([len(content)], device=worker.device)
+    dist.broadcast(num_bytes, src=0)
+    if num_bytes.item() == 0:
+        return None
+    # As bytes: torch would unpickle objects, and gloo takes in whoever connects to it.
+    received = torch.empty(int(num_bytes.item()), dtype=torch.uint8, device=worker.device)
+    if worker.rank == 0:
+        received.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+    dist.broadcast(received, src=0)
+    return SavedState.from_bytes(received.cpu().numpy().tobytes())
 
 
 def _tensors(state: TrainState) -> dict[str, Tensor]:

@@ -6,11 +6,14 @@ the thread that trains takes 0.06 ms (docs/decisions/0007-exchange.md). GPUs exc
 """
 
 import contextlib
+import json
 import secrets
+import selectors
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -21,10 +24,20 @@ from mnist_ray.learning import pulse
 CHUNK_BYTES = 1 << 16  # at most two of them are under way on a connection
 BUFFER_BYTES = 1 << 18
 CONNECT_S = 60.0
+SECRET_BYTES = 16
+PLACE_BYTES = 320  # a name of a host has at most 253
 
 
 class RankLostError(RuntimeError):
     """Another process of the group is gone."""
+
+
+class _Place(NamedTuple):
+    """Where a rank can be called, and what a caller has to say first."""
+
+    host: str
+    port: int
+    secret: bytes
 
 
 @dataclass(frozen=True)
@@ -145,38 +158,73 @@ def connected_ranks(host: str) -> Iterator[None]:
 def _connect(rank: int, world_size: int, host: str) -> _Connections:
     """Each rank calls those before it, and says by a secret, which the group shares, that it is one of them."""
     with socket.create_server((host, 0)) as server:
-        server.settimeout(CONNECT_S)
-        mine = (*server.getsockname()[:2], secrets.token_bytes(16))
-        places: list[tuple[str, int, bytes]] = [mine] * world_size
-        dist.all_gather_object(places, mine)
+        secret = secrets.token_bytes(SECRET_BYTES)
+        own_host, own_port = server.getsockname()[:2]
+        places = _told_to_all(_Place(own_host, own_port, secret), world_size)
         peers: list[socket.socket | None] = [None] * world_size
         for other in range(rank):
             peers[other] = _call(rank, places[other])
-        while missing := [other for other in range(rank + 1, world_size) if peers[other] is None]:
-            caller, peer = _answer(server, mine[2])
-            if caller in missing:
-                peers[caller] = peer
+        missing = set(range(rank + 1, world_size))
+        with contextlib.closing(_callers(server, secret)) as callers:
+            while missing:
+                caller, peer = next(callers)
+                if caller in missing:
+                    peers[caller] = peer
+                    missing.remove(caller)
     return _Connections(rank, peers)
 
 
-def _call(rank: int, place: tuple[str, int, bytes]) -> socket.socket:
-    host, port, secret = place
-    peer = _prepared(socket.create_connection((host, port), timeout=CONNECT_S))
-    peer.sendall(secret + rank.to_bytes(4, "little"))
+def _told_to_all(mine: _Place, world_size: int) -> list[_Place]:
+    """Every rank's place. As text: torch would unpickle objects, and gloo takes in whoever connects to it."""
+    said = json.dumps([mine.host, mine.port, mine.secret.hex()]).encode().ljust(PLACE_BYTES)
+    row = torch.frombuffer(bytearray(said), dtype=torch.uint8)
+    rows = [torch.empty_like(row) for _ in range(world_size)]
+    dist.all_gather(rows, row)
+    places = [json.loads(bytes(each.tolist())) for each in rows]
+    return [_Place(host, port, bytes.fromhex(secret)) for host, port, secret in places]
+
+
+def _call(rank: int, place: _Place) -> socket.socket:
+    peer = _prepared(socket.create_connection((place.host, place.port), timeout=CONNECT_S))
+    peer.sendall(place.secret + rank.to_bytes(4, "little"))
     return peer
 
 
-def _answer(server: socket.socket, secret: bytes) -> tuple[int, socket.socket]:
-    """Raises TimeoutError if nobody of the group calls."""
-    while True:
-        peer, _ = server.accept()
-        hello = bytearray(len(secret) + 4)
-        peer.settimeout(CONNECT_S)
-        with contextlib.suppress(OSError, RankLostError):
-            _receive(peer, memoryview(hello))
-            if secrets.compare_digest(hello[: len(secret)], secret):
-                return int.from_bytes(hello[len(secret) :], "little"), _prepared(peer)
-        peer.close()
+def _callers(server: socket.socket, secret: bytes) -> Generator[tuple[int, socket.socket]]:
+    """Those who know the secret, as they say it. Who does not is let go; who says nothing keeps nobody waiting.
+
+    Raises TimeoutError if nobody of the group calls any more.
+    """
+    deadline = time.monotonic() + CONNECT_S
+    with selectors.DefaultSelector() as waiting, contextlib.ExitStack() as strangers:
+        waiting.register(server, selectors.EVENT_READ)
+        while time.monotonic() < deadline:
+            for key, _ in waiting.select(deadline - time.monotonic()):
+                if key.fileobj is server:
+                    peer, _ = server.accept()
+                    strangers.callback(peer.close)
+                    peer.setblocking(False)
+                    waiting.register(peer, selectors.EVENT_READ, bytearray())
+                elif _has_said(key, len(secret) + 4):
+                    waiting.unregister(key.fileobj)
+                    caller = key.fileobj
+                    assert isinstance(caller, socket.socket)
+                    if secrets.compare_digest(key.data[: len(secret)], secret):
+                        rank = int.from_bytes(key.data[len(secret) :], "little")
+                        yield rank, _prepared(caller.dup())
+                    caller.close()
+    raise TimeoutError(f"a rank has not called within {CONNECT_S:g} s")
+
+
+def _has_said(key: selectors.SelectorKey, num_bytes: int) -> bool:
+    """Take what has arrived; true at the end of what is awaited, or of what comes."""
+    caller, said = key.fileobj, key.data
+    assert isinstance(caller, socket.socket)
+    received = b""
+    with contextlib.suppress(OSError):
+        received = caller.recv(num_bytes - len(said))
+    said += received
+    return not received or len(said) == num_bytes
 
 
 def _prepared(peer: socket.socket) -> socket.socket:

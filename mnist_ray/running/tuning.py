@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import torch
 from ray import tune
+from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search import Searcher
@@ -146,11 +147,17 @@ def _run_trials(ledger: "_Ledger", data: SharedData, num_open: int, num_concurre
             verbose=0,
         ),
     )
+    _leave_credentials_to_nodes()
     try:
         with deaths_are_failures_of_one_trial():
             tuner.fit()
     finally:
         ledger.watch.close()
+
+
+def _leave_credentials_to_nodes() -> None:
+    """Tune gives its trials the driver's AWS keys as a runtime environment, and Ray writes those to each node's log."""
+    ENV_VARS_TO_PROPAGATE.difference_update([name for name in ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")])
 
 
 def _trainable(search: Search, data: SharedData, inbox: Any) -> Any:

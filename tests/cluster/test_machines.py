@@ -1,6 +1,8 @@
 """The scripts that start a head and join workers by hand: two nodes on this machine, really started."""
 
+import base64
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -12,6 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,9 +26,16 @@ SCRIPTS = REPOSITORY / "cluster" / "machines"
 @dataclass(frozen=True)
 class Cluster:
     folder: Path
-    address: str
-    dashboard_port: int
+    base: int
     pids: dict[str, int]
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.base}"
+
+    @property
+    def dashboard_port(self) -> int:
+        return self.base + 10
 
     @property
     def token(self) -> Path:
@@ -55,7 +65,7 @@ def cluster() -> Iterator[Cluster]:
     """A head without work and one node with two CPUs, each with its own ports."""
     folder = Path(tempfile.mkdtemp(prefix="mrm-", dir="/tmp"))  # short: sockets lie below it
     base = free_block(80)
-    made = Cluster(folder, f"127.0.0.1:{base}", base + 10, {})
+    made = Cluster(folder, base, {})
     started: list[subprocess.Popen[bytes]] = []
 
     def start(name: str, script: str, *arguments: str, **settings: str) -> None:
@@ -73,8 +83,9 @@ def cluster() -> Iterator[Cluster]:
 
     try:
         start(
-            "head", "head.sh", "--num-cpus=0", f"--temp-dir={folder / 'ray'}", f"--ray-client-server-port={base + 11}",
+            "head", "head.sh", "--num-cpus=0", f"--temp-dir={folder / 'ray'}",
             PORT_BASE=str(base), WORKER_PORTS=f"{base + 20}-{base + 39}", DASHBOARD_PORT=str(base + 10),
+            CLIENT_PORT=str(base + 11),
         )  # fmt: skip
         wait_for_nodes(made, 1)
         ports = {"PORT_BASE": str(base + 12), "WORKER_PORTS": f"{base + 40}-{base + 59}"}
@@ -143,6 +154,65 @@ def test_the_dashboard_and_the_job_server_listen_on_loopback_alone(cluster: Clus
         line.split()[3].rpartition(":")[0] for line in listened.splitlines() if f":{cluster.dashboard_port} " in line
     }
     assert places == {"127.0.0.1"}
+
+
+def listened_at(cluster: Cluster) -> set[int]:
+    """Ports of everything that head and node have started."""
+    pids = {pid for first in cluster.pids.values() for pid in [first, *descendants(first)]}
+    lines = subprocess.run(["ss", "-ltnpH"], capture_output=True, text=True, check=True).stdout.splitlines()
+    ours = [line.split() for line in lines if any(f"pid={pid}," in line for pid in pids)]
+    return {int(words[3].rpartition(":")[2]) for words in ours}
+
+
+def test_only_named_ports_are_listened_at_and_none_for_metrics(cluster: Cluster) -> None:
+    base = cluster.base
+    of_head, of_node = range(base, base + 6), range(base + 13, base + 18)  # without metrics: base + 6 and base + 18
+    dashboard_and_client, of_workers = (base + 10, base + 11), range(base + 20, base + 60)
+    found = listened_at(cluster)
+    assert found <= {*of_head, *of_node, *dashboard_and_client, *of_workers}
+    assert found >= {*of_head, *of_node, *dashboard_and_client}
+
+
+def strangers(cluster: Cluster, *arguments: str, token: str = "") -> Any:
+    """What somebody gets who shows this token, or none; the same as from another machine in tests/cluster/network."""
+    environment = cluster.environment(PYTHONPATH=str(REPOSITORY), STRANGER_TOKEN=token, RAY_AUTH_TOKEN_PATH="")
+    command = [sys.executable, "-m", "tests.cluster.network.stranger", *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def job_for_agent(cluster: Cluster, mark: Path) -> list[str]:
+    body = json.dumps({"entrypoint": f"touch {mark}"})
+    url = f"http://127.0.0.1:{cluster.base + 5}/api/job_agent/jobs/"
+    return ["POST", url, base64.b64encode(body.encode()).decode()]
+
+
+@pytest.mark.parametrize("token", ["", "0" * 64])
+def test_every_call_without_the_token_is_refused(cluster: Cluster, token: str) -> None:
+    base = cluster.base
+    places = [f"127.0.0.1:{base + port}" for port in (0, 1, 2, 4, 11)]  # state, raylet, objects, agent, Ray Client
+    for place, answers in strangers(cluster, "every", *places, token=token).items():
+        assert set(answers.values()) == {"UNAUTHENTICATED"}, place
+    mark = cluster.folder / "mark of a stranger"
+    environments = ["POST", f"http://127.0.0.1:{base + 3}/get_or_create_runtime_env", ""]
+    answers = strangers(cluster, "some", json.dumps([job_for_agent(cluster, mark), environments]), token=token)
+    assert [answer[:3] for answer in answers] == ["403" if token else "401"] * 2
+    assert not mark.exists()
+    assert nodes_seen(cluster).stdout.strip() == "2"
+
+
+def test_the_same_calls_with_the_token_are_answered(cluster: Cluster) -> None:
+    mark = cluster.folder / "mark"
+    nodes = [cluster.address, "ray.rpc.NodeInfoGcsService", "GetAllNodeInfo", {}]
+    tries = json.dumps([nodes, job_for_agent(cluster, mark)])
+    of_state, of_agent = strangers(cluster, "some", tries, token=cluster.token.read_text())
+    assert of_state.startswith("OK") and of_agent.startswith("200")
+    for _ in range(300):
+        if mark.exists():
+            return
+        time.sleep(0.1)
+    raise AssertionError("the job has not run")
 
 
 @pytest.mark.parametrize(

@@ -159,6 +159,8 @@ LOADERS = {
     *("torch.jit.load", "torch.package.PackageImporter", "torch.hub.load", "runpy.run_path"),
     *("yaml.load_all", "yaml.full_load", "yaml.full_load_all", "yaml.unsafe_load", "yaml.unsafe_load_all"),
     *("eval", "exec", "compile", "__import__", "os.system", "os.popen", "ray.tune.Tuner.restore"),
+    *(f"torch.distributed.{name}" for name in ("all_gather_object", "gather_object", "recv_object_list")),
+    *(f"torch.distributed.{name}" for name in ("broadcast_object_list", "scatter_object_list")),
     *("ray.train.torch.TorchTrainer.restore", "ray.cloudpickle.load", "ray.cloudpickle.loads"),
 }
 CODE_MODULES = {"pickle", "cloudpickle", "dill", "marshal", "shelve", "ray.cloudpickle", "_pickle", "jsonpickle"}
@@ -239,6 +241,7 @@ def test_the_program_calls_nothing_that_runs_code(path: Path) -> None:
         "exec(text)",
         "def f():\n    from ray import tune\n    tune.Tuner.restore(path)",
         "import subprocess\nsubprocess.run(text, shell=True)",
+        "import torch.distributed as dist\ndist.broadcast_object_list(held)",
     ],
 )
 def test_what_could_run_code_is_found(source: str) -> None:

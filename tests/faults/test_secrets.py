@@ -73,7 +73,7 @@ def test_a_job_goes_on_among_payloads_and_keeps_secrets(interrupted: Place, ray_
         found = set()
         try:
             while process.poll() is None:  # meanwhile Ray's own files lie there too
-                found |= set(leaks(interrupted.storage))
+                found |= {*leaks(interrupted.storage), *leaks(ray_dir)}
                 time.sleep(1.0)
         finally:
             process.kill()

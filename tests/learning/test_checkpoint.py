@@ -366,3 +366,10 @@ def test_a_diverged_training_does_so_again_when_resumed(few_digits: TrainingData
             list(fit_resumably(config, few_digits, Checkpoints(tmp_path, config, every_s=0.0)))
         said.append(str(caught.value))
     assert said[0] == said[1]
+
+
+def test_what_rank_0_sends_is_what_the_others_get(few_digits: TrainingData) -> None:
+    state = TrainState.initial(FOUR, few_digits.statistics)
+    state.history.append({"epoch": 1, "val_loss": 0.1 + 0.2, "note": "a\nb"})
+    saved = SavedState.of(state)
+    assert SavedState.from_bytes(saved.to_bytes()) == saved

@@ -56,15 +56,22 @@ def test_a_rank_that_is_gone_is_noticed() -> None:
     close([here])
 
 
-def test_whoever_does_not_know_the_secret_is_no_rank() -> None:
+def test_whoever_does_not_know_the_secret_is_no_rank_and_whoever_says_nothing_keeps_nobody_waiting() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
         port = server.getsockname()[1]
-        answered = pool.submit(exchange._answer, server, SECRET)
+        callers = exchange._callers(server, SECRET)
+        answered = pool.submit(next, callers)
+        silent = socket.create_connection(("127.0.0.1", port))
         for said in (b"", b"short", bytes(len(SECRET) + 4)):
             with socket.create_connection(("127.0.0.1", port)) as stranger:
                 stranger.sendall(said)
-        caller = exchange._call(7, ("127.0.0.1", port, SECRET))
-        rank, peer = answered.result(timeout=60)
+        caller = exchange._call(7, exchange._Place("127.0.0.1", port, SECRET))
+        rank, peer = answered.result(timeout=exchange.CONNECT_S / 4)
         assert rank == 7
-        for end in (caller, peer):
+        callers.close()
+        silent.settimeout(10)
+        assert silent.recv(1) == b""  # let go when all ranks are there
+        caller.sendall(b"on")
+        assert peer.recv(2) == b"on"
+        for end in (caller, peer, silent):
             end.close()

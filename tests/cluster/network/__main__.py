@@ -35,6 +35,8 @@ def main() -> int:
     options = parser.parse_args()
     if os.geteuid() != 0:
         parser.error("network namespaces need root: run it with sudo, by the full path of this Python")
+    if REPOSITORY.is_relative_to("/tmp"):
+        parser.error(f"each machine has a /tmp of its own, in which {REPOSITORY} is not: use a checkout elsewhere")
     folder = Path(tempfile.mkdtemp(prefix="mnist-ray-network-", dir="/var/tmp"))
     print(f"logs lie in {folder}", flush=True)
     try:

@@ -15,6 +15,7 @@ from tests.s3_server import ACCESS, IDENTITY, MAKE, SECRET
 
 SCRIPTS = REPOSITORY / "cluster" / "machines"
 NAMES = ("head", "worker1", "worker2", "spare1", "spare2", "store", "client")
+NODE_SECRETS = {"WANDB_API_KEY": "canary-nodes-wandb-91c4", "HF_TOKEN": "canary-nodes-hf-91c4"}
 COUNT = "import ray; ray.init(address='auto', logging_level=40); print(sum(n['Alive'] for n in ray.nodes()))"
 ENDED = """
 import json, sys
@@ -54,7 +55,7 @@ class Cluster:
 
     def start_head(self) -> None:
         head = self.machines["head"]
-        head.environment = {**self.store_environment, "MNIST_RAY_DATA": str(self.data_dir)}
+        head.environment = {**self.store_environment, **NODE_SECRETS, "MNIST_RAY_DATA": str(self.data_dir)}
         head.start(
             SCRIPTS / "head.sh", "--block", "--num-cpus=0", "--num-gpus=0", f"--node-ip-address={head.address}",
             "--object-store-memory=300000000",
@@ -64,7 +65,7 @@ class Cluster:
 
     def join(self, name: str) -> None:
         machine = self.machines[name]
-        machine.environment = {**self.store_environment, "MNIST_RAY_DATA": str(self.data_dir)}
+        machine.environment = {**self.store_environment, **NODE_SECRETS, "MNIST_RAY_DATA": str(self.data_dir)}
         self._copy_token(name)
         machine.start(
             SCRIPTS / "join.sh", self.machines["head"].address, "--block", "--num-cpus=1", "--num-gpus=0",
