@@ -12,7 +12,6 @@ from mnist_ray.record.ownership import has_ended, owned
 from mnist_ray.record.rundir import RECORD_FORMAT, RunDir, TakenOverError
 from mnist_ray.record.views import views_are_current, write_views
 from mnist_ray.running.cluster import address_in_use, connected, local_capacity
-from mnist_ray.running.shared_storage import check_shared
 from mnist_ray.running.stages import Listener, Stages, choice_is_current, search_is_open
 from mnist_ray.running.stopping import heed_sigterm, stoppable
 
@@ -123,6 +122,8 @@ def _work_on(run: RunDir, spec: JobSpec, site: Site, listener: Listener, until: 
     with connected(site.address, site.temporary_folder, site.verbose) as capacity:
         heed_sigterm()  # Ray has just taken the signal for itself
         if address_in_use(site.address) != "local":
+            from mnist_ray.running.shared_storage import check_shared
+
             check_shared(run.path)
         num_concurrent = capacity.num_concurrent_trials(spec) if with_search else 0
         capacity.check_retraining(spec)

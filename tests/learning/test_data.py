@@ -322,6 +322,7 @@ def test_files_that_change_while_they_are_read_are_right_or_refused(
                 beside.write_bytes(idx(labels))
                 beside.replace(path)  # another file under the same name
                 path.write_bytes(idx(labels))  # the same file, for a moment empty
+            ended.wait(0.002)  # time enough to read it as it should be
 
     outcomes: list[str] = []
     thread = threading.Thread(target=exchange)
