@@ -173,6 +173,13 @@ def test_only_named_ports_are_listened_at_and_none_for_metrics(cluster: Cluster)
     assert found >= {*of_head, *of_node, *dashboard_and_client}
 
 
+def host_of(port: int) -> str:
+    """The address that something listens at; of Ray's the runtime environment agent takes one of its own choice."""
+    lines = subprocess.run(["ss", "-ltnH"], capture_output=True, text=True, check=True).stdout.splitlines()
+    (host,) = [line.split()[3].rpartition(":")[0] for line in lines if f":{port} " in line]
+    return host
+
+
 def strangers(cluster: Cluster, *arguments: str, token: str = "") -> Any:
     """What somebody gets who shows this token, or none; the same as from another machine in tests/cluster/network."""
     environment = cluster.environment(PYTHONPATH=str(REPOSITORY), STRANGER_TOKEN=token, RAY_AUTH_TOKEN_PATH="")
@@ -195,9 +202,9 @@ def test_every_call_without_the_token_is_refused(cluster: Cluster, token: str) -
     for place, answers in strangers(cluster, "every", *places, token=token).items():
         assert set(answers.values()) == {"UNAUTHENTICATED"}, place
     mark = cluster.folder / "mark of a stranger"
-    environments = ["POST", f"http://127.0.0.1:{base + 3}/get_or_create_runtime_env", ""]
+    environments = ["POST", f"http://{host_of(base + 3)}:{base + 3}/get_or_create_runtime_env", ""]
     answers = strangers(cluster, "some", json.dumps([job_for_agent(cluster, mark), environments]), token=token)
-    assert [answer[:3] for answer in answers] == ["403" if token else "401"] * 2
+    assert [answer[:3] for answer in answers] == ["403" if token else "401"] * 2, answers
     assert not mark.exists()
     assert nodes_seen(cluster).stdout.strip() == "2"
 
