@@ -1,9 +1,10 @@
 """Secrets are put where a job's secrets are, and looked for wherever a job and Ray leave anything."""
 
+import contextlib
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,13 +36,20 @@ class CanaryJob:
     output: Path
 
 
-def submit(made: Cluster) -> CanaryJob:
+@contextlib.contextmanager
+def submitted(made: Cluster) -> Iterator[CanaryJob]:
+    """Followed from the client machine while the block lasts."""
     client = made.machines["client"]
     settings = [word for setting in SHORT for word in ("--set", setting)]
     output = client.home / "canary.log"
     spec = str(REPOSITORY / "jobs" / "quickstart.yaml")
     words = [*MNIST_RAY, "submit", spec, "--name", NAME, "--storage", made.storage, *settings]
-    return CanaryJob(client.open(*words, output=output, changes={**made.address, **CLIENT_SECRETS}), output)
+    process = client.open(*words, output=output, changes={**made.address, **CLIENT_SECRETS})
+    try:
+        yield CanaryJob(process, output)
+    finally:
+        process.kill()
+        process.wait(timeout=60)
 
 
 def look_for_secrets(made: Cluster, machines: Sequence[Machine], verdicts: Verdicts) -> None:

@@ -2,7 +2,7 @@
 the token has to work.
 """
 
-from tests.cluster.network.canary import look_for_secrets, submit
+from tests.cluster.network.canary import look_for_secrets, submitted
 from tests.cluster.network.cluster import Cluster
 from tests.cluster.network.commands import end_nodes, try_commands, try_job_server
 from tests.cluster.network.listeners import listeners
@@ -33,7 +33,8 @@ def print_security(made: Cluster) -> int:
     try_requests(site, verdicts)
     try_commands(site, verdicts)
     try_job_server(site, verdicts)
-    try_a_training(submit(made), site.workers, site.strangers, verdicts)
+    with submitted(made) as job:
+        try_a_training(job, site.workers, site.strangers, verdicts)
     look_for_secrets(made, [site.head, *site.workers], verdicts)
     end_nodes(site, verdicts)
     return verdicts.summary()
