@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -208,10 +209,9 @@ def _do_job(arguments: argparse.Namespace, job: Callable[..., "RunDir"]) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from mnist_ray.config import SpecError
+    from mnist_ray.config import SpecError, dump_spec
     from mnist_ray.running.cluster import address_in_use, connected, local_capacity
     from mnist_ray.running.plan import plan
-    from mnist_ray.running.provenance import PACKAGE
 
     if arguments.price_per_hour is not None and arguments.price_per_hour < 0:
         raise SpecError(f"--price-per-hour {arguments.price_per_hour:g}: must be 0 or more")
@@ -219,10 +219,14 @@ def _plan(arguments: argparse.Namespace) -> int:
     if address_in_use(arguments.address) == "local":
         found = plan(spec, local_capacity())
     else:
-        repository = PACKAGE.parent
-        upload = repository if (repository / "jobs" / "run.py").is_file() else None
-        with connected(arguments.address, arguments.ray_dir, arguments.verbose) as capacity:
-            found = plan(spec, capacity, upload)
+        from mnist_ray.running.submission import SPEC_FILE, write_upload
+
+        with (
+            tempfile.TemporaryDirectory() as upload,
+            connected(arguments.address, arguments.ray_dir, arguments.verbose) as capacity,
+        ):
+            write_upload(Path(upload), SPEC_FILE, dump_spec(spec))
+            found = plan(spec, capacity, Path(upload))
     print("\n".join(found.lines(arguments.price_per_hour)))
     return EXIT_SPEC if found.obstacles else 0
 

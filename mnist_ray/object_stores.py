@@ -13,18 +13,17 @@ from typing import Any
 
 from upath import UPath
 
-SCHEMES = ("s3", "gs")
-
-
-class OutOfReachError(OSError):
-    """A store did not do what it was asked: it, its bucket or the right to it is missing."""
-
-
-# Of s3fs's client: an outage of most of a minute is waited for. gcsfs has tries enough of its own.
+# By scheme, of s3fs's client: an outage of most of a minute is waited for. gcsfs has tries enough of its own.
 PATIENT: dict[str, dict[str, Any]] = {
     "s3": {"config_kwargs": {"retries": {"mode": "standard", "max_attempts": 8}}},
     "gs": {},
 }
+
+SCHEMES = tuple(PATIENT)
+
+
+class OutOfReachError(OSError):
+    """A store did not do what it was asked: it, its bucket or the right to it is missing."""
 
 
 def is_address(text: str) -> bool:

@@ -74,7 +74,7 @@ def _duration(seconds: float) -> str:
 
 
 def plan(spec: JobSpec, capacity: Capacity, upload: Path | None = None) -> Plan:
-    """upload: the folder that `ray job submit --working-dir` would send. Nothing is started or downloaded."""
+    """upload: the folder that `mnist-ray submit` would send. Nothing is started or downloaded."""
     obstacles = list(_obstacles(spec, capacity))
     speed = known_speed(spec, place_of(spec.storage))
     facts = list(_facts(spec, capacity, upload))

@@ -1,7 +1,7 @@
 """Whether every node sees the storage that a run names, before anything is trained."""
 
 import secrets
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -21,23 +21,31 @@ def check_shared(folder: Place) -> None:
     word = secrets.token_hex(16)
     write_atomic(signs / "driver", word.encode())
     try:
-        for answer, host, node_id in _asked(signs, word):
-            trouble = _trouble(answer) or _missing_here(signs / node_id, word)
+        for node in _asked(signs, word):
+            trouble = _trouble(node.answer) or _missing_here(signs / node.id, word)
             if trouble:
                 raise SpecError(
-                    f"storage {folder}: node {host} does not share it ({trouble}): mount the same storage on every "
-                    "node and give each the right to it, or name another (--storage)"
+                    f"storage {folder}: node {node.host} does not share it ({trouble}): mount the same storage on "
+                    "every node and give each the right to it, or name another (--storage)"
                 )
     finally:
         remove_tree(signs)
 
 
-def _asked(signs: Place, word: str) -> list[tuple[Any, str, str]]:
-    """What each living node will answer, with its address and its id."""
+class _Asked(NamedTuple):
+    """A node, and the reference of what it will answer."""
+
+    answer: Any
+    host: str
+    id: str
+
+
+def _asked(signs: Place, word: str) -> list[_Asked]:
+    """Every living node."""
     leave_sign = ray.remote(num_cpus=0)(_leave_sign)
     nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     return [
-        (
+        _Asked(
             leave_sign.options(
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False), max_retries=0
             ).remote(str(signs), node["NodeID"], word),

@@ -36,7 +36,7 @@ LOOK_S = 1.0
 LONGEST_PAUSE_S = 30.0
 GIVE_UP_S = 3600.0
 
-_SPEC_FILE = "job.yaml"
+SPEC_FILE = "job.yaml"
 
 Say = Callable[[str], object]
 
@@ -102,7 +102,7 @@ def submit(server: JobServer, spec: JobSpec, note: Say) -> Job:
     """The run's job: a new one, or the one that does this already. Raises SpecError."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        write_upload(folder, _SPEC_FILE, dump_spec(spec))
+        write_upload(folder, SPEC_FILE, dump_spec(spec))
         check_upload(folder)
         while True:
             latest = latest_job(server, spec.name)
@@ -131,7 +131,7 @@ def _begin(server: JobServer, job_id: str, folder: Path, spec: JobSpec) -> bool:
     try:
         server.submit_job(
             submission_id=job_id,
-            entrypoint=f"python -m mnist_ray.cli run {_SPEC_FILE}",
+            entrypoint=f"python -m mnist_ray.cli run {SPEC_FILE}",
             runtime_env={"working_dir": str(folder), "env_vars": JOB_ENVIRONMENT},
             metadata=_metadata(spec),
         )
