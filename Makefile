@@ -45,7 +45,7 @@ bench: .venv/installed-runtime
 	@$(BIN)/mnist-ray benchmark --page docs/performance.md
 
 chaos: .venv/installed-dev
-	@$(BIN)/python -m tests.faults.chaos $(CHAOS_ARGS) --control --json results/chaos.json --page docs/reliability.md
+	@$(BIN)/python -m tools.chaos $(CHAOS_ARGS) --control --json results/chaos.json --page docs/reliability.md
 
 # The development file takes every shared version from the runtime one, so that tests run on what users get.
 COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header $(LOCK_ARGS)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the uploaded copy of this repository
 
-from mnist_ray.cli import main
+from mnist_ray.cli.main import main
 
 if __name__ == "__main__":
     # A job's working directory is a copy that goes away, so a relative storage lies below the home folder.

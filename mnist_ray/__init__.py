@@ -14,14 +14,14 @@ _HOMES = {
     "SpecError": "mnist_ray.config",
     "load_spec": "mnist_ray.config",
     "parse_spec": "mnist_ray.config",
-    "DataError": "mnist_ray.learning.data",
+    "DataError": "mnist_ray.data.datasets",
     "RunDir": "mnist_ray.record.rundir",
-    "read_results": "mnist_ray.record.results",
-    "Site": "mnist_ray.running.job",
-    "run_job": "mnist_ray.running.job",
-    "search_job": "mnist_ray.running.job",
-    "train_job": "mnist_ray.running.job",
-    "write_report": "mnist_ray.reviewing.report",
+    "read_results": "mnist_ray.record.tables",
+    "Site": "mnist_ray.pipeline.job",
+    "run_job": "mnist_ray.pipeline.job",
+    "search_job": "mnist_ray.pipeline.job",
+    "train_job": "mnist_ray.pipeline.job",
+    "write_report": "mnist_ray.report.write",
 }
 
 __all__ = sorted(_HOMES)

@@ -24,7 +24,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from mnist_ray.object_stores import SCHEMES, is_address
+from mnist_ray.storage.object_stores import SCHEMES, is_address
 
 DataSetName = Literal["mnist", "fashion_mnist", "kmnist", "qmnist", "digits"]
 SecondTest = Literal["qmnist50k"]  # QMNIST's 50,000 test images that MNIST does not have

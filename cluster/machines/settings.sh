@@ -15,7 +15,7 @@ TOKEN_FILE=${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/auth_token}
 # Every port of Ray's on which nodes reach one another: PORT_BASE to PORT_BASE + 5, and those of workers. The ranks of a
 # retraining meet at further ones, which torch takes from the system's range (net.ipv4.ip_local_port_range). A firewall
 # has to let the cluster's machines reach one another at all of these, and nobody else at any: torch knows no token, and
-# one call without a token ends Ray's own processes (tests/cluster/network).
+# one call without a token ends Ray's own processes (tools/cluster_network).
 PORT_BASE=${PORT_BASE:-6379}
 WORKER_PORTS=${WORKER_PORTS:-10002-10201}
 DASHBOARD_PORT=${DASHBOARD_PORT:-8265} # on loopback of the head alone

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from mnist_ray.config import SpecError, check_storage
-from mnist_ray.files import (
+from mnist_ray.record.event_log import REMEDY, EventLog
+from mnist_ray.storage.files import (
     CorruptFileError,
     Place,
     children,
@@ -32,7 +33,6 @@ from mnist_ray.files import (
     sha256,
     write_atomic,
 )
-from mnist_ray.record.log import REMEDY, EventLog
 
 Status = Literal["complete", "pruned", "stopped", "failed"]
 

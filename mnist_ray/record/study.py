@@ -12,9 +12,9 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from mnist_ray.config import Choices, Dimension, JobSpec, Search, is_whole
-from mnist_ray.files import Place, replace_atomic
 from mnist_ray.record.rundir import Training
 from mnist_ray.record.shortlist import ShortlistStorage
+from mnist_ray.storage.files import Place, replace_atomic
 
 STATES = {
     "complete": TrialState.COMPLETE,

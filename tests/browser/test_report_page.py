@@ -11,8 +11,8 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from mnist_ray.record.rundir import RunDir
-from mnist_ray.reviewing.report import write_report
-from tests.reviewing.made_up import made_up_spec, make_up
+from mnist_ray.report.write import write_report
+from tests.report.made_up import made_up_spec, make_up
 
 HOSTILE_REASON = (
     "<img src=x onerror=\"document.title='harmed'\"><script>document.title='harmed'</script> {{ 7*7 }} =1+1"

@@ -30,7 +30,7 @@ from ray.job_submission import JobSubmissionClient
 from ray.scripts.scripts import cli
 
 import mnist_ray
-from mnist_ray.cli import _parser
+from mnist_ray.cli.main import _parser
 from mnist_ray.config import load_spec
 from tests.ray_head import REPOSITORY, Head
 

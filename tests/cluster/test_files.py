@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import mnist_ray
-from mnist_ray.cli import _parser
+from mnist_ray.cli.main import _parser
 from tests.ray_head import BIN, REPOSITORY
 
 CLUSTER = REPOSITORY / "cluster"

@@ -13,7 +13,7 @@ import yaml
 from jsonschema import Draft202012Validator
 
 import mnist_ray
-from mnist_ray.cli import _parser
+from mnist_ray.cli.main import _parser
 from mnist_ray.config import load_spec
 from tests.ray_head import REPOSITORY
 

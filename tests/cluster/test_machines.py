@@ -181,9 +181,9 @@ def host_of(port: int) -> str:
 
 
 def strangers(cluster: Cluster, *arguments: str, token: str = "") -> Any:
-    """What somebody gets who shows this token, or none; the same as from another machine in tests/cluster/network."""
+    """What somebody gets who shows this token, or none; the same as from another machine in tools/cluster_network."""
     environment = cluster.environment(PYTHONPATH=str(REPOSITORY), STRANGER_TOKEN=token, RAY_AUTH_TOKEN_PATH="")
-    command = [sys.executable, "-m", "tests.cluster.network.stranger", *arguments]
+    command = [sys.executable, "-m", "tools.cluster_network.stranger", *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

@@ -12,14 +12,14 @@ import torch
 
 from mnist_ray import __version__
 from mnist_ray.config import JobSpec, TrainingConfig, parse_spec
-from mnist_ray.files import read_sealed_json, seal, write_sealed_json
-from mnist_ray.learning import data
-from mnist_ray.learning.checkpoint import Checkpoints, fit_resumably, model_to_bytes
-from mnist_ray.learning.training import Examples, TrainingData
+from mnist_ray.data import datasets as data
+from mnist_ray.pipeline.final_test import TestRecorder
+from mnist_ray.record.exports import write_views
 from mnist_ray.record.process import this_process
 from mnist_ray.record.rundir import RunDir
-from mnist_ray.record.views import write_views
-from mnist_ray.running.testing import TestRecorder
+from mnist_ray.storage.files import read_sealed_json, seal, write_sealed_json
+from mnist_ray.training.checkpoint import Checkpoints, fit_resumably, model_to_bytes
+from mnist_ray.training.loop import Examples, TrainingData
 
 NAME = "made"
 TRIAL, OPEN_TRIAL, RETRAINING = "trial-0000", "trial-0001", "retrain-trial-0000-seed-0"

@@ -21,15 +21,16 @@ import torch
 from torch import Tensor
 
 from mnist_ray.config import TrainingConfig
-from mnist_ray.learning import dropout, training
-from mnist_ray.learning.checkpoint import Checkpoints, SavedState, fit_resumably
-from mnist_ray.learning.data import LabelledImages, pixel_statistics
-from mnist_ray.learning.exchange import gathered_from_ranks
-from mnist_ray.learning.process import group_on_this_machine
-from mnist_ray.learning.training import Examples, TrainingData, TrainState, Worker
+from mnist_ray.data.datasets import LabelledImages, pixel_statistics
+from mnist_ray.training import loop as training
+from mnist_ray.training.checkpoint import Checkpoints, SavedState, fit_resumably
+from mnist_ray.training.kernels import dropout
+from mnist_ray.training.kernels.collectives import gathered_from_ranks
+from mnist_ray.training.loop import Examples, TrainingData, TrainState, Worker
+from mnist_ray.training.process import group_on_this_machine
 
 WAIT_S = 200.0  # for one answer of a rank; a tenth of a second is usual
-IMPORTED_ONCE = ["pytest", "numpy", "torch", "torch.distributed", "mnist_ray.learning.checkpoint"]
+IMPORTED_ONCE = ["pytest", "numpy", "torch", "torch.distributed", "mnist_ray.training.checkpoint"]
 
 FOR_GOOD = pytest.MonkeyPatch()  # never undone: what it changes ends with its process
 Mutant = Callable[[int], object]  # called in each process with its rank, before it trains

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from ray import cloudpickle
 
-from mnist_ray.learning.checkpoint import Checkpoints, SavedState
-from mnist_ray.learning.training import Steps, TrainingData
-from mnist_ray.running.shared_data import SharedData
+from mnist_ray.ray_backend.shared_data import SharedData
+from mnist_ray.training.checkpoint import Checkpoints, SavedState
+from mnist_ray.training.loop import Steps, TrainingData
 
 # Its whole code travels, since workers need not find the tests' folder.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])

@@ -18,16 +18,20 @@ from ray.tune.schedulers import TrialScheduler
 
 from mnist_ray import JobSpec, RunDir, parse_spec, run_job
 from mnist_ray.config import Retrain, TrainingConfig
-from mnist_ray.files import FAILPOINT, Place, place_of
-from mnist_ray.learning import data
-from mnist_ray.learning.checkpoint import Checkpoints, SavedState, fit_resumably
-from mnist_ray.learning.training import TrainingData, TrainState, Worker
-from mnist_ray.record.views import write_views
-from mnist_ray.running import distributed, job, ranks, shared_data, tuning
-from mnist_ray.running.cluster import Capacity
-from mnist_ray.running.heartbeat import TrialWatch
-from mnist_ray.running.messages import Retraining
-from mnist_ray.running.provenance import processor
+from mnist_ray.data import datasets as data
+from mnist_ray.pipeline import job
+from mnist_ray.pipeline.provenance import processor
+from mnist_ray.ray_backend import shared_data
+from mnist_ray.ray_backend.cluster import Capacity
+from mnist_ray.ray_backend.heartbeat import TrialWatch
+from mnist_ray.ray_backend.train import trainer as distributed
+from mnist_ray.ray_backend.train import worker as ranks
+from mnist_ray.ray_backend.train.messages import Retraining
+from mnist_ray.ray_backend.tune import search as tuning
+from mnist_ray.record.exports import write_views
+from mnist_ray.storage.files import FAILPOINT, Place, place_of
+from mnist_ray.training.checkpoint import Checkpoints, SavedState, fit_resumably
+from mnist_ray.training.loop import TrainingData, TrainState, Worker
 
 NUM_IMAGES = 90
 
@@ -70,7 +74,7 @@ class LocalData:
 
 
 def data_of(part: data.LabelledImages) -> Any:
-    from mnist_ray.learning.training import Examples
+    from mnist_ray.training.loop import Examples
 
     return Examples.of(part, torch.device("cpu"))
 

@@ -16,14 +16,14 @@ from typing import Any
 
 import pytest
 
-from mnist_ray.benchmarking.findings import put_between
+from mnist_ray.benchmarks.findings import put_between
 from mnist_ray.record.rundir import RunDir
-from tests.faults.chaos import processes, table, verdict
-from tests.faults.chaos.aims import Pace, draw_aims
-from tests.faults.chaos.killing import Aim, Kill, Story, digest, finished, training_of
-from tests.faults.chaos.loop import SPEC, Harness, Report, Tried, short_folder
-from tests.faults.chaos.session import STAGES, stage_of
-from tests.faults.chaos.verdict import Outcome, judge, outcome_of, ran_again, seconds_lost
+from tools.chaos import processes, table, verdict
+from tools.chaos.aims import Pace, draw_aims
+from tools.chaos.killing import Aim, Kill, Story, digest, finished, training_of
+from tools.chaos.loop import SPEC, Harness, Report, Tried, short_folder
+from tools.chaos.session import STAGES, stage_of
+from tools.chaos.verdict import Outcome, judge, outcome_of, ran_again, seconds_lost
 
 pytestmark = pytest.mark.timeout(900)  # real jobs; under a tenth of it on a quiet machine
 

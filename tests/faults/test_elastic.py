@@ -13,11 +13,11 @@ import torch
 
 from mnist_ray import JobSpec, RunDir, Site, parse_spec, train_job
 from mnist_ray.config import TrainingConfig
-from mnist_ray.learning.data import load_training, pixel_statistics, stratified_split
-from mnist_ray.learning.training import Examples, TrainingData, TrainState, fit
-from mnist_ray.running import distributed
-from mnist_ray.running.shared_data import SharedData
-from mnist_ray.running.stages import Listener
+from mnist_ray.data.datasets import load_training, pixel_statistics, stratified_split
+from mnist_ray.pipeline.stages import Listener
+from mnist_ray.ray_backend.shared_data import SharedData
+from mnist_ray.ray_backend.train import trainer as distributed
+from mnist_ray.training.loop import Examples, TrainingData, TrainState, fit
 from tests.faults.nodes import Nodes, real_nodes
 from tests.faults.sabotage import In, sabotaged, sleep
 

@@ -10,8 +10,9 @@ import optuna
 import pandas as pd
 import pytest
 
-from mnist_ray import files, run_job
-from mnist_ray.files import FAILPOINT, read_sealed_json
+from mnist_ray import run_job
+from mnist_ray.storage import files
+from mnist_ray.storage.files import FAILPOINT, read_sealed_json
 from tests.faults.small_job import essence, in_a_fork, in_forks, run_in_a_fork, small_spec, stand_in, warm_up
 
 LATER = ("event-epoch", "event-ended", "checkpoint-manifest", "lease")  # also killed at a later occurrence

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from mnist_ray import RunDir, Site, parse_spec, run_job
+from mnist_ray.pipeline.stages import Listener
 from mnist_ray.record.rundir import Training
-from mnist_ray.running.stages import Listener
 from tests.faults.nodes import Nodes, real_nodes
 
 pytestmark = pytest.mark.slow

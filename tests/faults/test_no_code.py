@@ -17,9 +17,9 @@ import torch
 import yaml
 
 from mnist_ray.config import load_spec
-from mnist_ray.learning.checkpoint import model_from_bytes
-from mnist_ray.record.results import read_results
-from mnist_ray.running.evaluation import trained_model
+from mnist_ray.pipeline.prediction import trained_model
+from mnist_ray.record.tables import read_results
+from mnist_ray.training.checkpoint import model_from_bytes
 from tests.faults.conftest import Place
 from tests.faults.made_run import LEFTOVERS, OPEN_TRIAL, RETRAINING, checkpoints_of, record_files
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from mnist_ray import RunDir
-from mnist_ray.files import read_sealed_json
-from mnist_ray.record import ownership
-from mnist_ray.record.ownership import OwnedByAnotherError, owned
+from mnist_ray.record import lease as ownership
+from mnist_ray.record.lease import OwnedByAnotherError, owned
 from mnist_ray.record.rundir import TakenOverError
+from mnist_ray.storage.files import read_sealed_json
 
 NUM_RACES = 50
 NUM_STAGES = 12

@@ -13,13 +13,14 @@ import pytest
 import ray
 
 from mnist_ray.config import Retrain, TrainingConfig
-from mnist_ray.learning.data import load_training, pixel_statistics
-from mnist_ray.running import distributed, supervisor
-from mnist_ray.running.cluster import connected
-from mnist_ray.running.distributed import GroupFailedError, retrain
-from mnist_ray.running.heartbeat import start_inbox
-from mnist_ray.running.messages import EpochDone, Message, Retraining, RetrainingDone
-from mnist_ray.running.shared_data import SharedData
+from mnist_ray.data.datasets import load_training, pixel_statistics
+from mnist_ray.ray_backend.cluster import connected
+from mnist_ray.ray_backend.heartbeat import start_inbox
+from mnist_ray.ray_backend.shared_data import SharedData
+from mnist_ray.ray_backend.train import supervisor
+from mnist_ray.ray_backend.train import trainer as distributed
+from mnist_ray.ray_backend.train.messages import EpochDone, Message, Retraining, RetrainingDone
+from mnist_ray.ray_backend.train.trainer import GroupFailedError, retrain
 from tests.faults.conftest import DiskThatTakesNothing
 from tests.faults.sabotage import In, die, sabotaged, sleep, stop_itself
 from tests.ray_head import Head, descendants

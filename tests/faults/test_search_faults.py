@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from mnist_ray import JobSpec, Site, parse_spec, run_job, search_job
+from mnist_ray.pipeline.stages import Listener
+from mnist_ray.ray_backend.shared_data import SharedData
+from mnist_ray.ray_backend.tune import search as tuning
 from mnist_ray.record.rundir import Training
-from mnist_ray.running import tuning
-from mnist_ray.running.shared_data import SharedData
-from mnist_ray.running.stages import Listener
 from tests.faults.conftest import DiskThatTakesNothing
 from tests.faults.sabotage import In, hog_memory, sabotaged, sleep, stop_itself
 

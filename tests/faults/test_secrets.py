@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from mnist_ray.cli import main
+from mnist_ray.cli.main import main
 from tests.faults.conftest import Place
 from tests.faults.made_run import LEFTOVERS, record_files
 from tests.faults.test_no_code import PAYLOADS, kinds_for
@@ -65,7 +65,15 @@ def test_a_job_goes_on_among_payloads_and_keeps_secrets(interrupted: Place, ray_
     plant_everywhere(interrupted, marker)
     (ray_dir / "home").mkdir()
     environment = {**os.environ, **SECRETS, "PYTHONPATH": str(ROOT), "HOME": str(ray_dir / "home"), "RAY_ADDRESS": ""}
-    command = [sys.executable, "-m", "mnist_ray.cli", "run", interrupted.spec_file, "--storage", interrupted.storage]
+    command = [
+        sys.executable,
+        "-m",
+        "mnist_ray.cli",
+        "run",
+        interrupted.spec_file,
+        "--storage",
+        interrupted.storage,
+    ]
     with (tmp_path / "output").open("w+") as output:
         process = subprocess.Popen(
             [*map(str, command), "--ray-dir", str(ray_dir)], env=environment, stdout=output, stderr=output, cwd=tmp_path

@@ -5,14 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from mnist_ray import Site, files, run_job
-from mnist_ray.cli import main
+from mnist_ray import Site, run_job
+from mnist_ray.cli.main import main
 from mnist_ray.config import SpecError, TrainingConfig
-from mnist_ray.files import place_of
-from mnist_ray.learning.checkpoint import Checkpoints
-from mnist_ray.object_stores import OutOfReachError
+from mnist_ray.record.exports import views_are_current
 from mnist_ray.record.rundir import RunDir
-from mnist_ray.record.views import views_are_current
+from mnist_ray.storage import files
+from mnist_ray.storage.files import place_of
+from mnist_ray.storage.object_stores import OutOfReachError
+from mnist_ray.training.checkpoint import Checkpoints
 from tests.faults.nodes import real_nodes
 from tests.faults.small_job import essence, in_forks, run_in_a_fork, small_spec, stand_in, warm_up
 

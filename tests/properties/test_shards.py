@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mnist_ray.config import TrainingConfig
-from mnist_ray.learning.adam import Adam
-from mnist_ray.learning.training import Examples, Steps, Worker, evaluate, train_one_epoch
+from mnist_ray.training.kernels.flat_adam import Adam
+from mnist_ray.training.loop import Examples, Steps, Worker, evaluate, train_one_epoch
 
 counts = st.integers(0, 300)
 world_sizes = st.integers(1, 12)

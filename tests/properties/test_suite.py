@@ -66,7 +66,8 @@ def test_torch_computes_on_one_thread() -> None:
 def test_the_spec_and_the_record_need_neither_torch_nor_ray() -> None:
     """What only reads a spec or a record, its tests too, starts without the seconds that these imports take."""
     program = (
-        "import sys, mnist_ray, mnist_ray.config, mnist_ray.files, mnist_ray.record.rundir, mnist_ray.record.results\n"
+        "import sys, mnist_ray, mnist_ray.config, mnist_ray.storage.files\n"
+        "import mnist_ray.record.rundir, mnist_ray.record.tables\n"
         "print([name for name in ('torch', 'ray', 'torchvision', 'sklearn') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)

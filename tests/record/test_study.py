@@ -14,8 +14,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mnist_ray.config import Choices, Hyperparameters, JobSpec, Range, parse_spec
 from mnist_ray.record import shortlist, study
-from mnist_ray.record.choice import choose
 from mnist_ray.record.rundir import RunDir, Status, Training
+from mnist_ray.record.selection import choose
 from mnist_ray.record.study import SearchStudy, distributions, seed_of_trial, write_study
 
 SPACES: dict[str, dict[str, Any]] = {

@@ -1,0 +1,5 @@
+"""The command line."""
+
+from mnist_ray.cli.main import main
+
+__all__ = ["main"]

@@ -1,0 +1,217 @@
+"""What a job would take before anything starts: places, batches, upload, disk, time, cost, and what is in its way."""
+
+import json
+import logging
+import statistics
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mnist_ray.config import JobSpec, Retrain, Search, SpecError
+from mnist_ray.data import datasets as data
+from mnist_ray.pipeline.job import bytes_needed, check_space
+from mnist_ray.ray_backend.cluster import Capacity
+from mnist_ray.record.rundir import RunDir, runs_in
+from mnist_ray.storage.files import Place, place_of, read
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How long one image takes in training, on one worker."""
+
+    image_s: float
+    source: str  # where that is known from
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds of wall time: as early stopping is expected to go, and without any."""
+
+    stage: str
+    expected_s: float
+    at_most_s: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    facts: list[tuple[str, str]]
+    estimates: list[Estimate]  # empty where no speed is known
+    obstacles: list[str]
+
+    def lines(self, price_per_hour: float | None = None) -> list[str]:
+        lines = [f"{name:<22} {text}" for name, text in self.facts]
+        lines += [_estimate_line(each) for each in self.estimates]
+        if self.estimates:
+            total = Estimate(
+                "in all",
+                sum(each.expected_s for each in self.estimates),
+                sum(each.at_most_s for each in self.estimates),
+            )
+            lines.append(_estimate_line(total))
+            if price_per_hour is not None:
+                low, high = (price_per_hour * seconds / 3600 for seconds in (total.expected_s, total.at_most_s))
+                lines.append(
+                    f"{'cost':<22} {low:.2f} to {high:.2f}, at {price_per_hour:g} an hour for the whole cluster"
+                )
+        return [*lines, *(f"IN THE WAY: {obstacle}" for obstacle in self.obstacles)]
+
+
+def _estimate_line(estimate: Estimate) -> str:
+    expected, most = (_duration(seconds) for seconds in (estimate.expected_s, estimate.at_most_s))
+    text = expected if expected == most else f"{expected}, at most {most}"
+    return f"{'time, ' + estimate.stage:<22} {text}"
+
+
+def _duration(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )
+
+
+def plan(spec: JobSpec, capacity: Capacity, upload: Path | None = None) -> Plan:
+    """upload: the folder that `mnist-ray submit` would send. Nothing is started or downloaded."""
+    obstacles = list(_obstacles(spec, capacity))
+    speed = known_speed(spec, place_of(spec.storage))
+    facts = list(_facts(spec, capacity, upload))
+    facts.append(
+        ("speed", speed.source if speed else "not known: run 'mnist-ray benchmark steps', or a short run first")
+    )
+    estimates = _estimates(spec, capacity, speed) if speed and not obstacles else []
+    return Plan(facts, estimates, obstacles)
+
+
+def _obstacles(spec: JobSpec, capacity: Capacity) -> Iterator[str]:
+    for check in (capacity.num_concurrent_trials, capacity.check_retraining):
+        try:
+            check(spec)
+        except SpecError as error:
+            yield str(error)
+    try:
+        check_space(place_of(spec.storage).absolute(), bytes_needed(spec))
+    except OSError as error:
+        yield f"{error.filename}: {error.strerror}"
+
+
+def _facts(spec: JobSpec, capacity: Capacity, upload: Path | None) -> Iterator[tuple[str, str]]:
+    search, retrain = spec.search, spec.retrain
+    yield "cluster", f"{capacity.cpus} CPUs, {capacity.gpus} GPUs"
+    try:
+        at_once = str(min(capacity.num_concurrent_trials(spec), search.num_trials))
+    except SpecError:
+        at_once = "none"
+    yield (
+        "trials",
+        f"{search.num_trials}, {at_once} at once, each {search.cpus_per_trial} CPUs and {search.gpus_per_trial:g} GPUs",
+    )
+    num_confirmed = spec.confirm.top_k * spec.confirm.seeds if spec.confirm else 0
+    yield "confirmations", f"{num_confirmed} trainings"
+    yield (
+        "retraining",
+        f"{_num_retrainings(spec)} trainings on {retrain.workers_in_words} workers, "
+        f"each {retrain.cpus_per_worker} CPUs and {retrain.gpus_per_worker} GPUs",
+    )
+    sizes = sorted({spec.recipe.batch_size, *(int(end) for end in _batch_sizes(spec))})
+    shares = ", ".join(f"{size}: {_share(size, retrain)}" for size in sizes)
+    yield "batch per worker", f"of a global batch of {shares}"
+    folder = data.data_dir_of(spec.data.dir)
+    found = "found" if data.is_present(spec.data.name, folder) else "not there, downloaded when the job needs it"
+    yield "data", f"{spec.data.name} in {folder}: {found}"
+    yield "disk", f"{bytes_needed(spec) / 1e6:.0f} MB at most, in {place_of(spec.storage).absolute()}"
+    if upload is not None:
+        yield "upload", f"{upload_bytes(upload) / 1e6:.1f} MB of the 100 MiB that Ray takes"
+
+
+def _batch_sizes(spec: JobSpec) -> Sequence[float]:
+    searched = spec.search.space.get("batch_size")
+    return searched.ends if searched is not None else ()
+
+
+def _share(batch_size: int, retrain: Retrain) -> str:
+    shares = {batch_size / retrain.most_workers, batch_size / retrain.fewest_workers}
+    return " to ".join(f"{share:g}" for share in sorted(shares))
+
+
+def _num_retrainings(spec: JobSpec) -> int:
+    return len(spec.retrain.seeds) * (2 if spec.retrain.baseline else 1)
+
+
+def upload_bytes(folder: Path) -> int:
+    """The size of what `ray job submit --working-dir` makes of a folder, packed by Ray itself."""
+    from ray._private.runtime_env.packaging import create_package
+
+    with tempfile.TemporaryDirectory() as place:
+        package = Path(place) / "package.zip"
+        create_package(str(folder), package, include_gitignore=True, logger=logging.getLogger(__name__))
+        return package.stat().st_size
+
+
+# --- time --------------------------------------------------------------------------------------------------------
+
+
+def known_speed(spec: JobSpec, storage: Place) -> Speed | None:
+    """From the latest earlier run on the same data, or from this machine's benchmark; None where there is neither."""
+    for run in runs_in(storage):
+        if (run.stage("started") or {}).get("spec", {}).get("data", {}).get("name") == spec.data.name:
+            found = _speed_of(run)
+            if found is not None:
+                return found
+    return _benchmarked(storage / "benchmark.json")
+
+
+def _speed_of(run: RunDir) -> Speed | None:
+    times = [
+        row["elapsed_s"] / row["train_examples"]
+        for trial in run.trainings("search")
+        for row in trial.history[1:]
+        if row.get("train_examples")
+    ]
+    if not times:
+        return None
+    return Speed(
+        statistics.median(times), f"{1e3 * statistics.median(times):.3f} ms an image, from run {run.path.name}"
+    )
+
+
+def _benchmarked(file: Place) -> Speed | None:
+    try:
+        sections = json.loads(read(file))["sections"]
+        rows = [row for section in sections for row in section["rows"]]
+        step_ms = next(row["wall ms"] for row in rows if row.get("loop") == "mnist_ray" and row["threads"] == 1)
+    except (OSError, ValueError, KeyError, StopIteration):
+        return None
+    return Speed(step_ms / 128e3, f"{step_ms / 128:.3f} ms an image, from {file}")
+
+
+def _estimates(spec: JobSpec, capacity: Capacity, speed: Speed) -> list[Estimate]:
+    search, retrain = spec.search, spec.retrain
+    num_images = data.DATA_SETS[spec.data.name].num_training
+    epoch_s = (num_images - spec.data.num_validation) * speed.image_s
+    at_once = min(capacity.num_concurrent_trials(spec), search.num_trials)
+    most = search.num_trials * search.num_epochs * epoch_s / at_once
+    expected = search.num_trials * expected_epochs(search) * epoch_s / at_once
+    estimates = [Estimate("search", expected, most)]
+    if spec.confirm:
+        num_confirmed = spec.confirm.top_k * spec.confirm.seeds
+        rounds = -(-num_confirmed // at_once)
+        estimates.append(Estimate("confirm", *(2 * [rounds * search.num_epochs * epoch_s])))
+    alone_s = _num_retrainings(spec) * retrain.num_epochs * num_images * speed.image_s
+    estimates.append(Estimate("retrain", alone_s / capacity.num_workers(retrain), alone_s))
+    return estimates
+
+
+def expected_epochs(search: Search) -> float:
+    """Of a trial under successive halving, were one in `reduction_factor` to go on at each rung (Li et al. 2020)."""
+    rule = search.early_stopping
+    if rule is None:
+        return float(search.num_epochs)
+    expected, reached, share = 0.0, 0.0, 1.0
+    rung = float(rule.grace_epochs)
+    while rung < search.num_epochs:
+        expected += share * (rung - reached)
+        reached, share, rung = rung, share / rule.reduction_factor, rung * rule.reduction_factor
+    return expected + share * (search.num_epochs - reached)

@@ -1,0 +1,231 @@
+"""A TrainState to and from a folder, without pickle: safetensors for tensors, JSON for the rest."""
+
+import errno
+import json
+import logging
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from mnist_ray.config import TrainingConfig
+from mnist_ray.storage.files import (
+    CorruptFileError,
+    Place,
+    children,
+    exists,
+    read,
+    read_sealed_json,
+    remove_tree,
+    sha256,
+    write_atomic,
+    write_sealed_json,
+)
+from mnist_ray.storage.object_stores import OutOfReachError
+from mnist_ray.training.loop import TrainingData, TrainState, Worker, fit
+from mnist_ray.training.model import MnistCNN
+
+logger = logging.getLogger(__name__)
+
+TENSORS_NAME = "state.safetensors"
+MANIFEST_NAME = "checkpoint.json"  # written last: a folder without it is no checkpoint
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """A checkpoint's verified content, small enough to be handed from rank 0 to the others (0.2 MB)."""
+
+    completed_epochs: int
+    history: list[dict[str, Any]]
+    tensors: bytes  # safetensors
+
+    @classmethod
+    def of(cls, state: TrainState) -> "SavedState":
+        return cls(state.completed_epochs, list(state.history), save(_tensors(state)))
+
+    def to_bytes(self) -> bytes:
+        return json.dumps([self.completed_epochs, self.history]).encode() + b"\n" + self.tensors
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> "SavedState":
+        head, _, tensors = content.partition(b"\n")
+        completed_epochs, history = json.loads(head)
+        return cls(completed_epochs, history, tensors)
+
+    def put_into(self, state: TrainState) -> None:
+        """state: made by `TrainState.initial` for the same config."""
+        _put_tensors(load(self.tensors), state)
+        state.completed_epochs = self.completed_epochs
+        state.history[:] = self.history
+
+
+class Checkpoints:
+    """The checkpoints of one training: one folder an epoch, the last two kept.
+
+    Each owner of a run has a folder of its own, because workers of an owner that was replaced may go on for a moment.
+    """
+
+    def __init__(
+        self,
+        folder: Place,
+        config: TrainingConfig,
+        earlier: Sequence[Place] = (),
+        every_s: float = 5.0,
+        num_kept: int = 2,
+        must_see: Place | None = None,
+    ) -> None:
+        """earlier: folders of owners before, which are read, and removed once there is enough in `folder`.
+
+        must_see: a file that is there, unless this machine has other storage under the same name.
+        """
+        self._folder = folder
+        self._earlier = earlier
+        self._config = config
+        self._every_s = every_s
+        self._num_kept = num_kept
+        self._must_see = must_see
+        self._last_saved = time.monotonic()
+
+    @classmethod
+    def of_generation(
+        cls, folder: Place, generation: int, config: TrainingConfig, must_see: Place | None = None
+    ) -> "Checkpoints":
+        """folder: of the training; below it each generation of owners has one."""
+        own = folder / f"{generation:06d}"
+        others = sorted(children(folder, "[0-9]*"), key=lambda other: other.name)
+        return cls(own, config, [other for other in others if other.name < own.name], must_see=must_see)
+
+    def save_if_due(self, state: TrainState) -> None:
+        """Save after the last epoch, and before it at most once per `every_s`. Raises OSError."""
+        is_last = state.completed_epochs >= self._config.num_epochs
+        if is_last or time.monotonic() - self._last_saved >= self._every_s:
+            self.save(SavedState.of(state))
+            self._last_saved = time.monotonic()
+
+    def save(self, saved: SavedState) -> None:
+        """Raises OSError; then the earlier checkpoints are as they were."""
+        folder = self._folder / f"epoch-{saved.completed_epochs:04d}"
+        manifest = {
+            "config": self._config.model_dump(),
+            "completed_epochs": saved.completed_epochs,
+            "history": saved.history,
+            "tensors_sha256": sha256(saved.tensors),
+        }
+        write_atomic(folder / TENSORS_NAME, saved.tensors, "checkpoint-tensors")
+        write_sealed_json(folder / MANIFEST_NAME, manifest, "checkpoint-manifest")
+        self._remove_all_but_latest(folder)
+
+    def latest(self) -> SavedState | None:
+        """The latest sound checkpoint; one that is torn or of another training is named in the log and passed over.
+
+        Raises OutOfReachError.
+        """
+        if self._must_see is not None and not exists(self._must_see):
+            reason = f"node {socket.gethostname()} does not share this storage"
+            raise OutOfReachError(errno.EREMOTEIO, reason, str(self._folder))
+        for folder in reversed(_epochs_in(*self._earlier, self._folder)):
+            try:
+                return self._read(folder)
+            except OutOfReachError:
+                raise  # it may well be sound
+            except (CorruptFileError, OSError) as error:
+                logger.warning("checkpoint %s is not used: %s", folder, error)
+        return None
+
+    def _remove_all_but_latest(self, latest: Place) -> None:
+        """What lies after `latest` could not be used, or training would have gone on from there."""
+        epochs = _epochs_in(self._folder)
+        kept = epochs[: epochs.index(latest) + 1][-self._num_kept :]
+        superseded = [] if len(kept) < self._num_kept else self._earlier
+        for folder in [*(epoch for epoch in epochs if epoch not in kept), *superseded]:
+            remove_tree(folder)
+
+    def _read(self, folder: Place) -> SavedState:
+        manifest = read_sealed_json(folder / MANIFEST_NAME)
+        tensors = read(folder / TENSORS_NAME)
+        if sha256(tensors) != manifest["tensors_sha256"]:
+            raise CorruptFileError(f"{TENSORS_NAME} does not match its SHA-256 {manifest['tensors_sha256'][:12]}")
+        if manifest["config"] != self._config.model_dump():
+            raise CorruptFileError(f"it belongs to another training: {manifest['config']}")
+        return SavedState(manifest["completed_epochs"], manifest["history"], tensors)
+
+
+def _epochs_in(*folders: Place) -> list[Place]:
+    """The checkpoints in these folders, in the order of their epochs."""
+    epochs = [epoch for folder in folders for epoch in children(folder, "epoch-*")]
+    return sorted(epochs, key=lambda epoch: (len(epoch.name), epoch.name))
+
+
+def fit_resumably(
+    config: TrainingConfig, data: TrainingData, checkpoints: Checkpoints, worker: Worker = Worker()
+) -> Iterator[TrainState]:
+    """The one road to training: go on from the latest checkpoint, and yield the state after each epoch.
+
+    `state.history` holds every epoch's row, those before an interruption included. Where there is nothing left to
+    train, the finished state is yielded once. Rank 0 alone reads and writes checkpoints. Raises DivergedError,
+    OSError.
+    """
+    state = TrainState.initial(config, data.statistics, worker)
+    saved = _from_rank_0(checkpoints.latest() if worker.rank == 0 else None, worker)
+    if saved is not None:
+        saved.put_into(state)
+        yield state
+    for _ in fit(state, data, config, worker):
+        if worker.rank == 0:
+            checkpoints.save_if_due(state)
+        yield state
+
+
+def _from_rank_0(saved: SavedState | None, worker: Worker) -> SavedState | None:
+    if worker.world_size == 1:
+        return saved
+    content = b"" if saved is None else saved.to_bytes()
+    num_bytes = torch.tensor([len(content)], device=worker.device)
+    dist.broadcast(num_bytes, src=0)
+    if num_bytes.item() == 0:
+        return None
+    # As bytes: torch would unpickle objects, and gloo takes in whoever connects to it.
+    received = torch.empty(int(num_bytes.item()), dtype=torch.uint8, device=worker.device)
+    if worker.rank == 0:
+        received.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+    dist.broadcast(received, src=0)
+    return SavedState.from_bytes(received.cpu().numpy().tobytes())
+
+
+def _tensors(state: TrainState) -> dict[str, Tensor]:
+    """model.<name> and optimizer.<name>."""
+    tensors = {f"model.{name}": tensor for name, tensor in state.model.state_dict().items()}
+    tensors |= {f"optimizer.{name}": tensor for name, tensor in state.optimizer.state_dict().items()}
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _put_tensors(tensors: dict[str, Tensor], state: TrainState) -> None:
+    state.model.load_state_dict(_below("model.", tensors))
+    state.optimizer.load_state_dict(_below("optimizer.", tensors))
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def model_to_bytes(model: MnistCNN) -> bytes:
+    """The weights, running statistics and pixel statistics as safetensors."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    return save(tensors, metadata={"format": "pt"})
+
+
+def model_from_bytes(content: bytes) -> MnistCNN:
+    """What `model_to_bytes` made, ready to predict. Raises CorruptFileError for anything else."""
+    try:
+        model = MnistCNN(dropout=0.0)
+        model.load_state_dict(load(content))
+    except (SafetensorError, RuntimeError) as error:
+        raise CorruptFileError(f"is not a model of this project: {str(error).splitlines()[0]}") from None
+    return model.eval()

@@ -1,0 +1,184 @@
+"""What a user meets on the command line: help at once, one clear message for a mistake, documented exit codes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.report.made_up import made_up_spec, make_up
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+QUICKSTART = "jobs/quickstart.yaml"
+
+
+def mnist_ray(*arguments: str | Path, **environment: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "mnist_ray.cli", *map(str, arguments)],
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "RAY_ADDRESS": "", **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_help_needs_none_of_the_heavy_imports() -> None:
+    program = (
+        "import sys, mnist_ray.cli.main\n"
+        "try: mnist_ray.cli.main.main(['run', '--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'ray', 'pandas', 'optuna', 'numpy', 'pydantic', 'rich', 'yaml'} & set(sys.modules)\n"
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_typing_mistake_is_answered_without_the_heaviest_imports() -> None:
+    program = (
+        "import sys, mnist_ray.cli.main\n"
+        "code = mnist_ray.cli.main.main(['run', 'jobs/absent.yaml'])\n"
+        "heavy = {'torch', 'ray', 'plotly', 'sklearn', 'statsmodels'} & set(sys.modules)\n"
+        "sys.exit(str(heavy) if heavy else code)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+
+
+def test_importing_the_package_does_nothing() -> None:
+    program = "import sys, mnist_ray; sys.exit(len({'torch', 'ray', 'numpy', 'yaml'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "jobs/absent.yaml"], ["jobs/absent.yaml", "cannot be read"]),
+        (["run", "README.md"], ["README.md"]),
+        (["run", QUICKSTART, "--set", "search.num_trails=5"], ["search.num_trails", "did you mean search.num_trials"]),
+        (["run", QUICKSTART, "--set", "search.num_trials=many"], ["search.num_trials", "'many'", "whole|integer"]),
+        (["run", QUICKSTART, "--set", "search.num_trials=0"], ["search.num_trials", "0", "greater than or equal to 1"]),
+        (["run", QUICKSTART, "--set", "retrain.num_epochs=0"], ["retrain.num_epochs", "0"]),
+        (["run", QUICKSTART, "--set", "recipe.dropout=1.0"], ["recipe.dropout", "1.0", "less than 1"]),
+        (["run", QUICKSTART, "--set", "search.space.dropout={low: 0.5, high: 0.1}"], ["dropout", "0.5", "0.1"]),
+        (["run", QUICKSTART, "--set", "search.space.dropout={low: 0.5, high: 1.0}"], ["dropout", "1.0", "less than 1"]),
+        (["run", QUICKSTART, "--set", "search.space.momentum={low: 0, high: 1}"], ["momentum", "no hyperparameter"]),
+        (["run", QUICKSTART, "--set", "recipe.batch_size=1"], ["recipe.batch_size 1", "retrain.workers 2"]),
+        (["run", QUICKSTART, "--set", "retrain.workers=65"], ["batch_size", "65"]),
+        (["run", QUICKSTART, "--set", "retrain.cpus_per_worker=999"], ["retrain.cpus_per_worker", "cluster has"]),
+        (["run", QUICKSTART, "--set", "search.cpus_per_trial=999"], ["search.cpus_per_trial", "999"]),
+        (["run", QUICKSTART, "--name", "../../escaped"], ["name", "../../escaped", "letters"]),
+        (["run", QUICKSTART, "--set", "nonsense"], ["--set 'nonsense'", "search.num_trials=50"]),
+        (["run", QUICKSTART, "--address", "127.0.0.1:1"], ["--address 127.0.0.1:1", "no Ray cluster answers"]),
+        (["evaluate", "nothing"], ["nothing", "there is no run"]),
+        (["predict", "README.md", "--run", "nothing"], ["there is no run"]),
+    ],
+)
+def test_a_mistake_gets_one_message_and_exit_code_2(arguments: list[str], said: list[str], tmp_path: Path) -> None:
+    done = mnist_ray(*arguments, "--storage", tmp_path / "results")
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    for part in said:
+        assert any(alternative in done.stderr for alternative in part.split("|")), done.stderr
+    assert not list(tmp_path.rglob("asked.json"))
+
+
+def test_missing_data_without_a_network_says_what_to_do(tmp_path: Path) -> None:
+    unreachable = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    done = mnist_ray(
+        "run", "jobs/mnist.yaml", "--storage", tmp_path / "results", "--data-dir", tmp_path / "data", **unreachable
+    )
+    assert done.returncode == 3, done.stderr
+    assert "Traceback" not in done.stderr
+    for part in ("train-images-idx3-ubyte.gz", str(tmp_path / "data"), "--data-dir", "quickstart.yaml"):
+        assert part in done.stderr
+
+
+def test_a_wrong_file_is_data_and_never_a_number(tmp_path: Path) -> None:
+    raw = tmp_path / "data" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        (raw / f"{name}-ubyte.gz").write_bytes(b"not what it says")
+    done = mnist_ray("run", "jobs/mnist.yaml", "--storage", tmp_path / "results", "--data-dir", tmp_path / "data")
+    assert done.returncode == 3, done.stderr
+    assert "Traceback" not in done.stderr
+    assert str(raw) in done.stderr
+
+
+def test_an_unwritable_storage_is_named(tmp_path: Path) -> None:
+    (tmp_path / "results").write_text("a file where a folder should be")
+    done = mnist_ray("run", QUICKSTART, "--storage", tmp_path / "results")
+    assert done.returncode == 6, done.stderr
+    assert "Traceback" not in done.stderr
+    assert str(tmp_path / "results") in done.stderr
+
+
+def test_doctor_looks_at_everything(tmp_path: Path) -> None:
+    done = mnist_ray("doctor", "--storage", tmp_path, "--data-dir", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for what in ("torch", "ray", "devices", "data mnist", "data digits", "storage"):
+        assert what in done.stdout
+    broken = mnist_ray("doctor", "--storage", tmp_path, "--address", "127.0.0.1:1")
+    assert broken.returncode == 2
+    assert "BAD cluster" in broken.stdout
+
+
+def test_a_python_without_the_requirements_is_named(tmp_path: Path) -> None:
+    """As on a node whose `python` is not the environment that has them."""
+    (tmp_path / "pandas.py").write_text("raise ModuleNotFoundError(\"No module named 'pandas'\", name='pandas')")
+    done = mnist_ray("run", QUICKSTART, PYTHONPATH=f"{tmp_path}:{REPOSITORY}")
+    assert done.returncode == 2, done.stderr
+    assert "lacks the package 'pandas'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_results_of_an_empty_storage(tmp_path: Path) -> None:
+    done = mnist_ray("results", "--storage", tmp_path)
+    assert done.returncode == 0
+    assert "no runs in" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    storage = tmp_path_factory.mktemp("runs")
+    for name, accuracy in (("good", 0.985), ("poor", 0.95)):
+        make_up(made_up_spec(storage, name=name), tuned_accuracy=accuracy)
+    return storage
+
+
+def test_report_says_the_verdict_last_but_for_where_everything_lies(runs: Path) -> None:
+    done = mnist_ray("report", "good", "--storage", runs)
+    assert done.returncode == 0, done.stderr
+    *_, verdict, report, place = done.stdout.splitlines()
+    assert verdict.startswith("verdict: The tuned configuration is better than the recipe")
+    assert report == f"report: {runs / 'good' / 'report.html'}"
+    assert place == f"everything lies in {runs / 'good'}"
+    assert (runs / "good" / "results.csv").is_file()
+
+
+def test_compare_exits_with_a_code_of_its_own_where_one_is_worse_and_that_is_asked(runs: Path) -> None:
+    assert mnist_ray("compare", "good", "poor", "--storage", runs).returncode == 0
+    done = mnist_ray("compare", "good", "poor", "--fail-if-worse", "--storage", runs)
+    assert done.returncode == 8, done.stderr
+    assert "poor against good:" in done.stdout and "outcome: worse" in done.stdout
+    assert mnist_ray("compare", "poor", "good", "--fail-if-worse", "--storage", runs).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["compare", "good"], ["compare good", "two or more"]),
+        (["compare", "good", "absent"], ["no run 'absent'", "good"]),
+        (["report", "absent"], ["no run 'absent'"]),
+        (["replay", "good", "--trial", "77"], ["--trial 77", "no such trial", "0 to 29"]),
+        (["replay", "good", "--trial", "0"], ["data", "not those of"]),
+    ],
+)
+def test_mistakes_with_runs_get_one_clear_message(runs: Path, arguments: list[str], said: list[str]) -> None:
+    done = mnist_ray(*arguments, "--storage", runs)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert all(part in done.stderr for part in said), done.stderr

@@ -1,0 +1,118 @@
+"""A plan says what a job would take from what is known, and what is in its way, without starting anything."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mnist_ray.config import JobSpec, SpecError, parse_spec
+from mnist_ray.pipeline.plan import Plan, expected_epochs, plan, upload_bytes
+from mnist_ray.ray_backend.cluster import Capacity
+from tests.report.made_up import made_up_spec, make_up
+
+TWO = Capacity(2, 0)
+
+
+def a_spec(storage: Path, **changes: Any) -> JobSpec:
+    return parse_spec({"data": {"name": "mnist", "dir": str(storage)}, "storage": str(storage), **changes})
+
+
+def facts(found: Plan) -> dict[str, str]:
+    return dict(found.facts)
+
+
+def test_places_batches_and_data(tmp_path: Path) -> None:
+    found = plan(a_spec(tmp_path, retrain={"workers": 2, "seeds": [0, 1]}), TWO)
+    assert facts(found)["trials"] == "20, 2 at once, each 1 CPUs and 0 GPUs"
+    assert facts(found)["retraining"].startswith("4 trainings on 2 workers")
+    assert "128: 64" in facts(found)["batch per worker"] and "512: 256" in facts(found)["batch per worker"]
+    assert "not there, downloaded" in facts(found)["data"]
+    assert found.estimates == [] and "benchmark" in facts(found)["speed"]
+    assert found.obstacles == []
+
+
+def test_time_and_cost_follow_from_the_benchmark(tmp_path: Path) -> None:
+    section = {"rows": [{"loop": "mnist_ray", "threads": 1, "wall ms": 25.6}]}  # 0.2 ms an image
+    (tmp_path / "benchmark.json").write_text(json.dumps({"sections": [section]}))
+    search = {"num_trials": 4, "num_epochs": 2, "early_stopping": None}
+    spec = a_spec(tmp_path, search=search, confirm={"top_k": 3, "seeds": 1}, retrain={"num_epochs": 10, "workers": 2})
+    found = plan(spec, TWO)
+    times = {each.stage: (each.expected_s, each.at_most_s) for each in found.estimates}
+    assert times["search"] == pytest.approx((4 * 2 * 11 / 2, 4 * 2 * 11 / 2))  # 55,000 images take 11 s
+    assert times["confirm"] == pytest.approx((2 * 2 * 11, 2 * 2 * 11))  # three trainings, two at once
+    assert times["retrain"] == pytest.approx((2 * 10 * 12 / 2, 2 * 10 * 12))
+    total = sum(low for low, _ in times.values()), sum(high for _, high in times.values())
+    (cost,) = [line for line in found.lines(36.0) if line.startswith("cost")]
+    assert f"{total[0] / 100:.2f} to {total[1] / 100:.2f}" in cost
+
+
+def test_an_elastic_retraining_is_planned_for_both_ends(tmp_path: Path) -> None:
+    section = {"rows": [{"loop": "mnist_ray", "threads": 1, "wall ms": 25.6}]}  # 0.2 ms an image
+    (tmp_path / "benchmark.json").write_text(json.dumps({"sections": [section]}))
+    found = plan(a_spec(tmp_path, retrain={"num_epochs": 10, "workers": [1, 8]}), TWO)
+    assert found.obstacles == []
+    assert facts(found)["retraining"].startswith("2 trainings on 1 to 8 workers")
+    assert "128: 16 to 128, 256: 32 to 256" in facts(found)["batch per worker"]
+    (estimate,) = [each for each in found.estimates if each.stage == "retrain"]
+    alone_s = 2 * 10 * 12  # 60,000 images take 12 s
+    assert (estimate.expected_s, estimate.at_most_s) == pytest.approx((alone_s / 2, alone_s))  # two fit
+
+
+@pytest.mark.parametrize(
+    ("retrain", "remedy"),
+    [
+        ({"workers": 3}, "3 workers with 1 CPUs each need 3 CPUs, the cluster has 2: use --set retrain.workers=2, or"),
+        (
+            {"workers": [3, 8]},
+            "3 workers with 1 CPUs each need 3 CPUs, the cluster has 2: use --set 'retrain.workers=[2, 8]', or",
+        ),
+        (
+            {"workers": [1, 8], "cpus_per_worker": 3},
+            "use --set 'retrain.workers=[1, 8]' --set retrain.cpus_per_worker=2, or",
+        ),
+    ],
+)
+def test_the_fewest_workers_must_fit(tmp_path: Path, retrain: dict[str, Any], remedy: str) -> None:
+    with pytest.raises(SpecError) as refused:
+        TWO.check_retraining(a_spec(tmp_path, retrain=retrain))
+    assert remedy in str(refused.value)
+    TWO.check_retraining(a_spec(tmp_path, retrain={"workers": [2, 8]}))
+
+
+def test_an_earlier_run_on_the_same_data_is_believed_before_the_benchmark(tmp_path: Path) -> None:
+    make_up(made_up_spec(tmp_path, name="earlier"), until="searched")  # 180 images in 0.01 s
+    found = plan(made_up_spec(tmp_path, name="next"), TWO)
+    assert "from run earlier" in facts(found)["speed"]
+    assert [each.stage for each in found.estimates] == ["search", "confirm", "retrain"]
+    assert "not known" in facts(plan(a_spec(tmp_path), TWO))["speed"]  # it was on digits
+
+
+def test_early_stopping_shortens_what_is_expected_and_not_what_it_takes_at_most() -> None:
+    search = a_spec(Path(), search={"num_epochs": 10}).search  # rungs 1 and 4, one in four goes on
+    assert expected_epochs(search) == pytest.approx(1 + 3 / 4 + 6 / 16)
+    assert expected_epochs(search.model_copy(update={"early_stopping": None})) == 10
+
+
+def test_everything_in_the_way_is_named_at_once(tmp_path: Path) -> None:
+    spec = a_spec(tmp_path, search={"gpus_per_trial": 1.0}, retrain={"workers": 9})
+    found = plan(spec, TWO)
+    assert any("search.gpus_per_trial" in line for line in found.lines())
+    assert any("retrain.workers" in line for line in found.lines())
+    assert found.estimates == []
+
+
+def test_a_disk_without_room_is_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=1000))
+    (obstacle,) = plan(a_spec(tmp_path), TWO).obstacles
+    assert str(tmp_path) in obstacle and "1,000 bytes are free" in obstacle
+
+
+def test_the_upload_is_what_ray_packs(tmp_path: Path) -> None:
+    (tmp_path / ".rayignore").write_text("/left_out/\n")
+    (tmp_path / "left_out").mkdir()
+    (tmp_path / "left_out" / "large").write_bytes(b"\0" * 1_000_000)
+    assert upload_bytes(tmp_path) < 10_000
+    (tmp_path / "left_out" / "large").rename(tmp_path / "large")
+    assert upload_bytes(tmp_path) > 900  # packed, but there: a thousand to one

@@ -1,0 +1,314 @@
+"""What answers at an address is told apart in one line; a job is followed whatever its connection and its log do."""
+
+import json
+import platform
+import socket
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray._private.runtime_env.packaging import get_uri_for_directory
+
+from mnist_ray.cli.cluster_commands import _outcome
+from mnist_ray.cli.main import main
+from mnist_ray.config import SpecError
+from mnist_ray.pipeline.provenance import PACKAGE
+from mnist_ray.pipeline.stages import InterruptedRunError, TrainingFailedError
+from mnist_ray.ray_backend.cluster import shown
+from mnist_ray.ray_backend.jobs import client as remote
+from mnist_ray.ray_backend.jobs.client import connect, known_capacity
+from mnist_ray.ray_backend.jobs.submit import (
+    Job,
+    LogReader,
+    Patience,
+    check_upload,
+    follow,
+    storage_on_cluster,
+    write_upload,
+)
+from tests.ray_head import REPOSITORY, free_ports
+
+QUICKSTART = REPOSITORY / "jobs" / "quickstart.yaml"
+NODE = "e61bcfe1"
+
+
+class Dashboard:
+    """As much of a head's as is asked for, changed at will."""
+
+    def __init__(self, server: ThreadingHTTPServer) -> None:
+        self.address = f"http://127.0.0.1:{server.server_port}"
+        self.answers: dict[str, Any] = {
+            "/api/version": {"version": "4", "ray_version": ray.__version__},
+            "/api/v0/cluster_metadata": {"data": {"pythonVersion": platform.python_version()}},
+            "/api/cluster_status": self.status({NODE: f"node_{NODE}"}),
+            "/api/v0/nodes": {"data": {"result": {"result": [self.node("ALIVE", 2.0), self.node("DEAD", 64.0)]}}},
+            "/api/jobs/": [],
+        }
+
+    @staticmethod
+    def status(node_types: dict[str, str]) -> dict[str, Any]:
+        return {"data": {"clusterStatus": {"autoscalerReport": {"nodeTypeMapping": node_types}}}}
+
+    @staticmethod
+    def node(state: str, cpus: float) -> dict[str, Any]:
+        return {"state": state, "resources_total": {"CPU": cpus, "memory": 1e9}}
+
+
+@pytest.fixture
+def without_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray keeps the first token it finds for the whole process, and other tests need theirs."""
+    monkeypatch.setattr("ray.dashboard.modules.dashboard_sdk.get_auth_headers_if_auth_enabled", lambda _: {})
+
+
+@pytest.fixture
+def dashboard(without_token: None) -> Iterator[Dashboard]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            answer = there.answers.get(self.path.partition("?")[0])
+            content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+            self.send_response(404 if answer is None else 200)
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        there = Dashboard(server)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield there
+        server.shutdown()
+
+
+def refused(address: str) -> str:
+    with pytest.raises(SpecError) as caught:
+        connect(address)
+    return str(caught.value)
+
+
+# --- what answers --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "address", ["HEAD:6379", "ray://HEAD:10001", "http://", "http://HEAD:port", "auto", "file:///x"]
+)
+def test_what_is_no_address_of_a_dashboard_is_named(address: str) -> None:
+    assert refused(address).startswith(f"--address {shown(address)}: is not the http address of a head's")
+
+
+def test_without_an_address_that_of_the_environment_counts_and_only_then(
+    dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", dashboard.address)
+    assert main(["status"]) == 0
+    assert f"no jobs of this project on {dashboard.address}" in capsys.readouterr().out
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")
+    assert main(["status", "--address", f"{dashboard.address}/"]) == 0
+    monkeypatch.delenv("RAY_ADDRESS")
+    assert main(["status"]) == 2
+    assert "--address is missing" in capsys.readouterr().err
+
+
+def test_nobody_and_somebody_else_are_told_apart(dashboard: Dashboard) -> None:
+    (port,) = free_ports(1)
+    assert "nothing answers there (Connection refused)" in refused(f"http://127.0.0.1:{port}")
+    assert "nothing answers there (Name or service not known" in refused("http://nobody.invalid:8265")
+    for answer in (None, b"<html>", ["another"], {"version": "4"}):
+        dashboard.answers["/api/version"] = answer
+        assert "what listens there is no Ray dashboard" in refused(dashboard.address)
+
+
+def test_what_speaks_no_http_is_no_dashboard_and_what_is_silent_is_not_waited_for(
+    dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "ANSWER_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        assert "no answer within 0.5 s" in refused(f"http://127.0.0.1:{silent.getsockname()[1]}")
+    with socket.create_server(("127.0.0.1", 0)) as rude:
+        threading.Thread(target=lambda: rude.accept()[0].close(), daemon=True).start()
+        assert "what listens there is no Ray dashboard" in refused(f"http://127.0.0.1:{rude.getsockname()[1]}")
+
+
+@pytest.mark.usefixtures("without_token")
+def test_a_password_in_the_address_is_not_shown() -> None:
+    (port,) = free_ports(1)
+    message = refused(f"http://someone:secret@127.0.0.1:{port}")
+    assert message.startswith(f"--address http://127.0.0.1:{port}: nothing answers")
+    assert "secret" not in message
+
+
+# --- what the cluster is -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "answer", "said"),
+    [
+        ("/api/version", {"ray_version": "2.59.1"}, f"the cluster has Ray 2.59.1 (here {ray.__version__}): install"),
+        ("/api/v0/cluster_metadata", {"data": {"pythonVersion": "3.9.1"}}, "the cluster has Python 3.9 (here 3."),
+        ("/api/v0/nodes", {"data": {"result": {"result": []}}}, "the cluster has no CPUs for work"),
+    ],
+)
+def test_a_cluster_that_cannot_run_the_job_is_refused(
+    dashboard: Dashboard, path: str, answer: Any, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dashboard.answers[path] = answer
+    assert main(["submit", str(QUICKSTART), "--address", dashboard.address]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_the_spec_is_checked_before_the_cluster_is_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["submit", str(QUICKSTART), "--set", "search.num_trials=0", "--address", "http://127.0.0.1:1"]) == 2
+    assert "search.num_trials" in capsys.readouterr().err
+
+
+def test_only_nodes_that_nobody_adds_to_are_counted(dashboard: Dashboard) -> None:
+    capacity = known_capacity(connect(dashboard.address))
+    assert capacity is not None
+    assert (capacity.cpus, capacity.gpus) == (2, 0)  # of the living one
+    for status in (Dashboard.status({NODE: "worker"}), {"data": {"clusterStatus": None}}, None):
+        dashboard.answers["/api/cluster_status"] = status
+        assert known_capacity(connect(dashboard.address)) is None
+
+
+# --- what is sent --------------------------------------------------------------------------------------------------
+
+
+def test_the_upload_is_the_package_and_one_file_and_the_same_each_time(tmp_path: Path) -> None:
+    uris = set()
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        folder.mkdir()
+        write_upload(folder, "job.yaml", "name: x\n")
+        uris.add(get_uri_for_directory(str(folder), include_gitignore=True))
+    assert len(uris) == 1
+    assert {path.name for path in folder.iterdir()} == {"mnist_ray", "job.yaml"}
+    sent = {path.relative_to(folder) for path in (folder / "mnist_ray").rglob("*") if path.is_file()}
+    assert sent == {
+        path.relative_to(PACKAGE.parent)
+        for path in PACKAGE.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    check_upload(folder)
+    with pytest.raises(SpecError, match=r"MB packed, Ray takes 0\.0 MB"):
+        check_upload(folder, limit_bytes=1000)
+
+
+@pytest.mark.parametrize(
+    ("storage", "there"),
+    [("results", "~/mnist_ray/results"), ("/mnt/runs", "/mnt/runs"), ("~/runs", "~/runs"), ("s3://a/b", "s3://a/b")],
+)
+def test_a_relative_storage_lies_below_the_home_folder_there(storage: str, there: str) -> None:
+    assert storage_on_cluster(storage) == there
+
+
+# --- following -----------------------------------------------------------------------------------------------------
+
+
+def details(**facts: Any) -> dict[str, Any]:
+    known = {"type": "SUBMISSION", "submission_id": "mnist-ray-x", "entrypoint": "", "start_time": 1000}
+    return {**known, "status": "RUNNING", **facts}
+
+
+HEAD_OF_LOG = "2026 INFO -- Runtime env is setting up.\nRunning entrypoint for job mnist-ray-x: python\n"
+
+
+def test_lines_are_passed_on_once_and_whole() -> None:
+    said: list[str] = []
+    reader = LogReader(said.append)
+    for log in (
+        "2026 INFO",
+        HEAD_OF_LOG,
+        f"{HEAD_OF_LOG}one\ntw",
+        f"{HEAD_OF_LOG}one\ntw",
+        f"{HEAD_OF_LOG}one\ntwo\nth",
+    ):
+        reader.take(log, is_whole=False)
+    assert said == ["one\n", "two\n"]
+    reader.take(f"{HEAD_OF_LOG}one\ntwo\nthree", is_whole=True)
+    assert said[2:] == ["three"]
+
+
+def test_a_log_that_cannot_be_read_is_no_end_and_a_job_that_is_gone_is_one(
+    dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log is missing first, as where its node is busy; then the cluster has been started anew."""
+    said: list[str] = []
+    notes: list[str] = []
+    changes: Iterator[dict[str, Any]] = iter(
+        [
+            {"/api/jobs/mnist-ray-x/logs": {"logs": f"{HEAD_OF_LOG}one\n"}},
+            {"/api/jobs/mnist-ray-x": None},
+        ]
+    )
+    monkeypatch.setattr("time.sleep", lambda _: dashboard.answers.update(next(changes)))
+    dashboard.answers["/api/jobs/mnist-ray-x"] = details()
+    with pytest.raises(InterruptedRunError, match="the cluster was started anew: the same submit goes on"):
+        follow(connect(dashboard.address), "mnist-ray-x", said.append, notes.append)
+    assert said == ["one\n"]
+    assert len(notes) == 2 and "404" in notes[0] and "connected again" in notes[1]
+
+
+def test_a_log_that_is_gone_with_its_node_does_not_hide_the_end(dashboard: Dashboard) -> None:
+    dashboard.answers["/api/jobs/mnist-ray-x"] = details(status="FAILED", end_time=2000, message="node\n died")
+    job = follow(connect(dashboard.address), "mnist-ray-x", print, print)
+    assert (job.state, job.message, job.since_s) == ("failed", "node died", 2.0)
+
+
+def test_a_lost_connection_is_told_once_waited_for_longer_each_time_and_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = [0.0]
+    pauses: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        clock[0] += seconds
+
+    monkeypatch.setattr("time.sleep", sleep)
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    notes: list[str] = []
+    patience = Patience("mnist-ray-x", notes.append)
+
+    def lose_for_ever() -> None:
+        while True:
+            patience.lost(SpecError("no answer"))
+
+    with pytest.raises(
+        InterruptedRunError, match="no answer for 60 minutes: the same command follows mnist-ray-x again"
+    ):
+        lose_for_ever()
+    assert pauses[:7] == [1, 2, 4, 8, 16, 30, 30]
+    assert 3600 <= clock[0] < 3700
+    assert len(notes) == 1 and "mnist-ray-x goes on, and is asked for again for 60 minutes" in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("state", "exit_code", "expected"),
+    [("succeeded", 0, 0), ("failed", 2, 2), ("failed", 3, 3), ("failed", 7, 7), ("stopped", None, InterruptedRunError)]
+    + [("failed", code, TrainingFailedError) for code in (None, 1, 127, -9)],
+)
+def test_the_outcome_of_a_job_is_that_of_the_command(state: str, exit_code: int | None, expected: Any) -> None:
+    job = Job("mnist-ray-x", "x", 1, state, 0.0, exit_code, "its node died", {})
+    if isinstance(expected, int):
+        assert _outcome(job) == expected
+    else:
+        with pytest.raises(expected, match="its node died" if state == "failed" else "was stopped"):
+            _outcome(job)
+
+
+def test_who_stops_watching_learns_that_the_job_goes_on(
+    dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("time.sleep", interrupt)
+    dashboard.answers["/api/jobs/"] = [details()]
+    dashboard.answers["/api/jobs/mnist-ray-x"] = details()
+    dashboard.answers["/api/jobs/mnist-ray-x/logs"] = {"logs": HEAD_OF_LOG}
+    assert main(["logs", "x", "--follow", "--address", dashboard.address]) == 5
+    said = capsys.readouterr().err
+    assert "mnist-ray-x goes on: 'mnist-ray logs x --follow' follows it again, 'mnist-ray stop x' ends it" in said

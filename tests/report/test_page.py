@@ -1,0 +1,28 @@
+"""What the page takes from plotly keeps to the page's policy."""
+
+import json
+import re
+from pathlib import Path
+
+from plotly.offline import get_plotlyjs
+
+from mnist_ray.report.review import Review
+from mnist_ray.report.write import report_html
+from tests.report.made_up import made_up_spec, make_up
+
+DRAWN_IN_SVG = {"bar", "heatmap", "scatter"}  # a WebGL trace builds functions at run time
+
+
+def test_no_figure_needs_what_the_policy_forbids(tmp_path: Path) -> None:
+    """The browser's tests draw them all; this one names the trace that would be refused on a machine with WebGL."""
+    page = report_html(Review.of(make_up(made_up_spec(tmp_path, search={"num_trials": 1200})))).decode()
+    payload = re.search(r'id="data">(.*?)</script>', page, re.DOTALL)
+    assert payload is not None
+    figures = json.loads(payload[1])["figures"]
+    assert len(figures) >= 13
+    kinds = {trace.get("type", "scatter") for figure in figures.values() for trace in figure["data"]}
+    assert kinds <= DRAWN_IN_SVG
+
+
+def test_plotlys_bundle_can_stand_in_a_script_element_as_it_is() -> None:
+    assert "</script" not in get_plotlyjs() and "\r" not in get_plotlyjs()

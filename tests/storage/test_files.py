@@ -1,0 +1,161 @@
+"""A reader sees the old content or the new; a file that is not what was written is refused, never believed."""
+
+import json
+import os
+import random
+import stat
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mnist_ray.storage.files import CorruptFileError, read_sealed_json, replace_atomic, write_atomic, write_json
+from mnist_ray.storage.files import write_sealed_json as seal
+
+BODY = {"id": "trial-0003", "loss": 0.0214, "tiny": 1e-300, "epochs": [1, 2, 3], "reason": None, "größe": "a|b\nc"}
+
+
+class StopWritingError(Exception):
+    pass
+
+
+def fail_half_way(beside: Path) -> None:
+    beside.write_bytes(b"half")
+    raise StopWritingError
+
+
+def test_what_is_written_is_what_is_read_and_others_may_read_it(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "file.bin"
+    write_atomic(path, b"\0one")
+    write_atomic(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    assert [found.name for found in path.parent.iterdir()] == ["file.bin"]
+
+
+def test_a_write_that_fails_leaves_the_old_content_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    write_atomic(path, b"old")
+    with pytest.raises(StopWritingError):
+        replace_atomic(path, fail_half_way)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"loss": float("nan")})
+    assert path.read_bytes() == b"old"
+    assert [found.name for found in tmp_path.iterdir()] == ["file.txt"]
+
+
+def test_the_writer_gets_a_file_of_the_same_kind_in_the_same_folder(tmp_path: Path) -> None:
+    """np.save adds .npy to other names, and only within one file system is a rename atomic."""
+    seen: list[Path] = []
+    replace_atomic(tmp_path / "logits.npy", seen.append)
+    [beside] = seen
+    assert (beside.parent, beside.suffix) == (tmp_path, ".npy")
+    assert beside.name.startswith("."), "unfinished files are hidden"
+
+
+def test_content_is_on_the_disk_before_the_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the flush a power cut can leave an empty file under the new name."""
+    path = tmp_path / "file.txt"
+    synced: list[tuple[bytes, bool]] = []
+    real_fsync = os.fsync
+
+    def fsync(handle: int) -> None:
+        if stat.S_ISREG(os.fstat(handle).st_mode):
+            synced.append((os.pread(handle, 100, 0), path.exists()))
+        real_fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    replace_atomic(path, lambda beside: beside.write_bytes(b"content"))
+    assert synced == [(b"content", False)]
+
+
+def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    bodies: list[Any] = [list(range(count)) for count in (3000, 10)]
+    seal(path, bodies[0])
+    stopping = threading.Event()
+
+    def keep_writing() -> None:
+        while not stopping.is_set():
+            for body in bodies:
+                seal(path, body)
+
+    writer = threading.Thread(target=keep_writing)
+    writer.start()
+    try:
+        seen = [len(read_sealed_json(path)) for _ in range(300)]
+    finally:
+        stopping.set()
+        writer.join()
+    assert set(seen) <= {3000, 10}
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**20), 10**20) | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda parts: st.lists(parts, max_size=4) | st.dictionaries(st.text(max_size=4), parts, max_size=4),
+    max_leaves=10,
+)
+
+
+@given(json_values)
+def test_sealed_values_come_back_as_they_were(tmp_path_factory: pytest.TempPathFactory, body: Any) -> None:
+    path = tmp_path_factory.getbasetemp() / "sealed.json"
+    seal(path, body)
+    assert repr(read_sealed_json(path)) == repr(body)
+
+
+def test_not_a_number_survives_sealing(tmp_path: Path) -> None:
+    seal(tmp_path / "x.json", [float("nan"), float("-inf")])
+    assert repr(read_sealed_json(tmp_path / "x.json")) == "[nan, -inf]"
+
+
+def test_no_changed_byte_changes_what_is_read(tmp_path: Path) -> None:
+    """Every place of the file, some other byte there: refused, or (white space) read as what was written."""
+    path = tmp_path / "sealed.json"
+    seal(path, BODY)
+    whole = path.read_bytes()
+    chance = random.Random(0)
+    num_refused, num_tried = 0, 0
+    for place, byte in enumerate(whole):
+        for other in {byte ^ (1 << chance.randrange(8)), chance.choice(sorted({*range(256)} - {byte}))}:
+            path.write_bytes(whole[:place] + bytes([other]) + whole[place + 1 :])
+            num_tried += 1
+            try:
+                body = read_sealed_json(path)
+            except CorruptFileError:
+                num_refused += 1
+            else:
+                assert body == BODY
+    assert num_refused >= 0.98 * num_tried
+
+
+def test_a_cut_file_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "sealed.json"
+    seal(path, BODY)
+    whole = path.read_bytes()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        with pytest.raises(CorruptFileError, match=r"sealed\.json: "):
+            read_sealed_json(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"null", b"[]", b"3", b"{}", b'{"body": 1}', b"\xff\xfe", b"[" * 5000])
+def test_what_was_never_sealed_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "sealed.json"
+    path.write_bytes(content)
+    with pytest.raises(CorruptFileError, match="not a sealed JSON file"):
+        read_sealed_json(path)
+
+
+def test_another_body_under_the_old_seal_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "sealed.json"
+    seal(path, BODY)
+    sealed = json.loads(path.read_bytes())
+    path.write_text(json.dumps(sealed | {"body": BODY | {"loss": 0.0213}}))
+    with pytest.raises(CorruptFileError, match="does not match its SHA-256"):
+        read_sealed_json(path)
+    with pytest.raises(FileNotFoundError):
+        read_sealed_json(tmp_path / "absent.json")

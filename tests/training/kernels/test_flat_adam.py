@@ -1,0 +1,64 @@
+"""Our Adam is torch's, on parameters that lie in one vector."""
+
+import pytest
+import torch
+from torch import nn
+
+from mnist_ray.training.kernels.flat_adam import Adam
+from mnist_ray.training.model import MnistCNN
+
+
+def a_model(layout: torch.memory_format) -> nn.Module:
+    torch.manual_seed(0)
+    return MnistCNN(dropout=0.0).double().to(memory_format=layout)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_it_takes_torchs_steps(layout: torch.memory_format) -> None:
+    ours, reference = a_model(layout), a_model(layout)
+    adam, torchs = Adam(ours.parameters(), 0.01), torch.optim.Adam(reference.parameters(), lr=0.01)
+    for _ in range(20):
+        adam.zero_grad()
+        for one, other in zip(ours.parameters(), reference.parameters(), strict=True):
+            assert one.grad is not None
+            other.grad = torch.randn_like(other)
+            one.grad.add_(other.grad)
+        adam.step()
+        torchs.step()
+    for one, other in zip(ours.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_making_it_changes_no_parameter_nor_its_layout(layout: torch.memory_format) -> None:
+    model, reference = a_model(layout), a_model(layout)
+    parameters = list(model.parameters())
+    Adam(parameters, 0.01)
+    for one, kept, other in zip(model.parameters(), parameters, reference.parameters(), strict=True):
+        assert one is kept
+        assert one.equal(other)
+        assert one.stride() == other.stride()
+
+
+def test_gradients_gather_in_one_vector() -> None:
+    model = a_model(torch.channels_last)
+    adam = Adam(model.parameters(), 0.01)
+    for _ in range(2):
+        adam.zero_grad()
+        model(torch.randint(0, 256, (4, 1, 28, 28), dtype=torch.uint8)).square().sum().backward()
+    total = sum(float(parameter.grad.square().sum()) for parameter in model.parameters() if parameter.grad is not None)
+    assert total > 0
+    assert float(adam.gradient.square().sum()) == pytest.approx(total)
+
+
+def test_its_state_brings_another_to_where_it_was() -> None:
+    first, second = a_model(torch.channels_last), a_model(torch.channels_last)
+    one, other = Adam(first.parameters(), 0.01), Adam(second.parameters(), 0.01)
+    one.gradient.normal_()
+    one.step()
+    other.load_state_dict({name: tensor.clone() for name, tensor in one.state_dict().items()})
+    second.load_state_dict(first.state_dict())
+    for adam in (one, other):
+        adam.gradient.copy_(torch.arange(len(adam.gradient)))
+        adam.step()
+    assert all(ours.equal(theirs) for ours, theirs in zip(first.parameters(), second.parameters(), strict=True))
