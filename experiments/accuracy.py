@@ -19,8 +19,8 @@ from torch.nn import functional
 
 from mnist_ray.config import Precision, TrainingConfig
 from mnist_ray.data import datasets as data
+from mnist_ray.metrics import Score
 from mnist_ray.training.loop import Examples, TrainingData, TrainState, evaluate, fit
-from mnist_ray.training.metrics import Score
 from mnist_ray.training.model import MnistCNN
 from mnist_ray.training.process import prepare_to_train
 

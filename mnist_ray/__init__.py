@@ -11,10 +11,10 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "JobSpec": "mnist_ray.config",
-    "SpecError": "mnist_ray.config",
+    "SpecError": "mnist_ray.errors",
     "load_spec": "mnist_ray.config",
     "parse_spec": "mnist_ray.config",
-    "DataError": "mnist_ray.data.datasets",
+    "DataError": "mnist_ray.errors",
     "RunDir": "mnist_ray.record.rundir",
     "read_results": "mnist_ray.record.tables",
     "Site": "mnist_ray.pipeline.job",

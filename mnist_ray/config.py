@@ -24,6 +24,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from mnist_ray.errors import SpecError
 from mnist_ray.storage.object_stores import SCHEMES, is_address
 
 DataSetName = Literal["mnist", "fashion_mnist", "kmnist", "qmnist", "digits"]
@@ -32,10 +33,6 @@ Objective = Literal["val_loss", "val_accuracy"]
 Precision = Literal["float32", "bfloat16"]  # of the convolutions in training; all else is float32
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-
-
-class SpecError(ValueError):
-    """What a user asked for cannot be done: the message names the key, the value and the remedy."""
 
 
 class _Part(BaseModel):

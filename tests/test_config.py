@@ -13,13 +13,13 @@ from mnist_ray.config import (
     JobSpec,
     Range,
     Search,
-    SpecError,
     dump_spec,
     load_spec,
     parse_spec,
     refused_changes,
     spec_keys,
 )
+from mnist_ray.errors import SpecError
 
 JOBS = Path(__file__).parent.parent / "jobs"
 SPEC_FILES = sorted(JOBS.glob("*.yaml"))

@@ -126,7 +126,7 @@ def _fetch(arguments: argparse.Namespace) -> int:
 
 def _followed(server: "JobServer", job: "Job") -> int:
     """The job's own exit code, once it is over. Raises InterruptedRunError, TrainingFailedError."""
-    from mnist_ray.pipeline.stages import InterruptedRunError
+    from mnist_ray.errors import InterruptedRunError
     from mnist_ray.ray_backend.jobs.submit import follow
 
     try:
@@ -139,7 +139,7 @@ def _followed(server: "JobServer", job: "Job") -> int:
 
 
 def _outcome(job: "Job") -> int:
-    from mnist_ray.pipeline.stages import InterruptedRunError, TrainingFailedError
+    from mnist_ray.errors import InterruptedRunError, TrainingFailedError
 
     if job.state == "succeeded":
         return 0

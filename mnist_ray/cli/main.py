@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mnist_ray.cli.arguments import add_command, add_overrides, overrides_of
 from mnist_ray.cli.cluster_commands import add_remote_commands
+from mnist_ray.errors import OSERROR_EXIT_CODE, WORSE_EXIT_CODE, InterruptedRunError, MnistRayError, SpecError
 
 if TYPE_CHECKING:
     from mnist_ray.config import JobSpec
@@ -27,8 +28,6 @@ exit codes: 0 done; 2 something in the command or the spec; 3 data missing or wr
 
 DEFAULT_STORAGE = "results"
 
-EXIT_SPEC, EXIT_DATA, EXIT_TRAINING, EXIT_INTERRUPTED, EXIT_DISK, EXIT_OWNED, EXIT_WORSE = range(2, 9)
-
 
 def main(arguments: Sequence[str] | None = None, storage_root: Path | None = None) -> int:
     """Run a command; returns the exit code. A relative `storage` lies below `storage_root` (default: here)."""
@@ -38,50 +37,25 @@ def main(arguments: Sequence[str] | None = None, storage_root: Path | None = Non
         command: Callable[[argparse.Namespace], int] = parsed.command
         return command(parsed)
     except KeyboardInterrupt:
-        return _fail("interrupted: run the same command again to go on", EXIT_INTERRUPTED)
+        return _fail("interrupted: run the same command again to go on", InterruptedRunError.exit_code)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("mnist_ray"):
             raise
         return _fail(
             f"{sys.executable} lacks the package {error.name!r}: install requirements.txt there, or (on a cluster) "
             "activate the environment that has it before 'ray start'",
-            EXIT_SPEC,
+            SpecError.exit_code,
         )
-    except Exception as error:
-        code = _exit_code(error)
-        if code is None:
-            raise
-        return _fail(_message(error), code)
+    except MnistRayError as error:
+        return _fail(str(error), error.exit_code)
+    except OSError as error:
+        return _fail(_message(error), OSERROR_EXIT_CODE)
 
 
-def _message(error: Exception) -> str:
-    if isinstance(error, OSError) and error.filename is not None:
+def _message(error: OSError) -> str:
+    if error.filename is not None:
         return f"{error.filename}: {error.strerror}; the same command goes on once that is mended"
     return str(error)
-
-
-def _exit_code(error: Exception) -> int | None:
-    """The exit code of an error that is meant for the user; None for a fault of ours."""
-    from mnist_ray.config import SpecError
-    from mnist_ray.data.datasets import DataError
-    from mnist_ray.data.images import ImageFileError
-    from mnist_ray.pipeline.stages import InterruptedRunError, TrainingFailedError
-    from mnist_ray.record.lease import OwnedByAnotherError
-    from mnist_ray.record.rundir import TakenOverError
-    from mnist_ray.storage.files import CorruptFileError
-
-    codes: list[tuple[type[Exception], int]] = [
-        (SpecError, EXIT_SPEC),
-        (ImageFileError, EXIT_SPEC),
-        (DataError, EXIT_DATA),
-        (CorruptFileError, EXIT_DATA),
-        (TrainingFailedError, EXIT_TRAINING),
-        (InterruptedRunError, EXIT_INTERRUPTED),
-        (OwnedByAnotherError, EXIT_OWNED),
-        (TakenOverError, EXIT_OWNED),
-        (OSError, EXIT_DISK),
-    ]
-    return next((code for kind, code in codes if isinstance(error, kind)), None)
 
 
 def _fail(message: str, code: int) -> int:
@@ -209,7 +183,7 @@ def _do_job(arguments: argparse.Namespace, job: Callable[..., "RunDir"]) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from mnist_ray.config import SpecError, dump_spec
+    from mnist_ray.config import dump_spec
     from mnist_ray.pipeline.plan import plan
     from mnist_ray.ray_backend.cluster import address_in_use, connected, local_capacity
 
@@ -228,7 +202,7 @@ def _plan(arguments: argparse.Namespace) -> int:
             write_upload(Path(upload), SPEC_FILE, dump_spec(spec))
             found = plan(spec, capacity, Path(upload))
     print("\n".join(found.lines(arguments.price_per_hour)))
-    return EXIT_SPEC if found.obstacles else 0
+    return SpecError.exit_code if found.obstacles else 0
 
 
 def _spec_of(arguments: argparse.Namespace) -> "JobSpec":
@@ -301,7 +275,6 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from mnist_ray.config import SpecError
     from mnist_ray.record.rundir import find_run
     from mnist_ray.report.analysis.comparison import compare, comparison_text
 
@@ -311,7 +284,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     runs = [find_run(name, storage) for name in arguments.runs]
     comparisons = compare(runs)
     print(comparison_text(runs, comparisons))
-    return EXIT_WORSE if arguments.fail_if_worse and any(each.is_worse for each in comparisons) else 0
+    return WORSE_EXIT_CODE if arguments.fail_if_worse and any(each.is_worse for each in comparisons) else 0
 
 
 def _replay(arguments: argparse.Namespace) -> int:
@@ -322,7 +295,7 @@ def _replay(arguments: argparse.Namespace) -> int:
     data_dir = arguments.data_dir and Path(arguments.data_dir)
     replay = replay_trial(run, arguments.trial, data_dir, lambda row: print(row, file=sys.stderr))
     print(replay)
-    return 0 if replay.is_good else EXIT_WORSE
+    return 0 if replay.is_good else WORSE_EXIT_CODE
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
@@ -333,12 +306,11 @@ def _doctor(arguments: argparse.Namespace) -> int:
     findings = examine(data_dir, _storage_of(arguments), arguments.address)
     for finding in findings:
         print(f"{'ok ' if finding.is_good else 'BAD'} {finding.what:<18} {finding.text}")
-    return 0 if all(finding.is_good for finding in findings) else EXIT_SPEC
+    return 0 if all(finding.is_good for finding in findings) else SpecError.exit_code
 
 
 def _benchmark(arguments: argparse.Namespace) -> int:
     from mnist_ray.benchmarks.run import PARTS, benchmark, report
-    from mnist_ray.config import SpecError
     from mnist_ray.data.datasets import data_dir_of
 
     parts = arguments.parts or list(PARTS)

@@ -20,16 +20,13 @@ import numpy as np
 import numpy.typing as npt
 
 from mnist_ray.data.download import DownloadError, Wanted, download_in_turn
+from mnist_ray.errors import DataError
 
 IMAGE_SHAPE = (28, 28)
 NUM_CLASSES = 10
 IDX_DTYPES: Mapping[int, np.dtype[Any]] = {0x08: np.dtype(np.uint8), 0x0C: np.dtype(">i4")}
 
 CHUNK_PIXELS = 2**20  # np.bincount copies its argument to 8 bytes a pixel
-
-
-class DataError(ValueError):
-    """Data that is missing, damaged or impossible. The message names the thing, the value and the remedy."""
 
 
 @dataclass(frozen=True, eq=False)

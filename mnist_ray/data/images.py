@@ -5,12 +5,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from mnist_ray.errors import ImageFileError
+
 SIDE = 28  # of the network's images
 DIGIT_SIDE = 20  # of the box that MNIST fits a digit into
-
-
-class ImageFileError(ValueError):
-    """A file that is no image, or one without anything drawn on it."""
 
 
 def read_image(path: Path) -> np.ndarray:

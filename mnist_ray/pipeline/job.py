@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mnist_ray import __version__
-from mnist_ray.config import JobSpec, SpecError, parse_spec, refused_changes
+from mnist_ray.config import JobSpec, parse_spec, refused_changes
+from mnist_ray.errors import SpecError, TakenOverError
 from mnist_ray.pipeline.signals import heed_sigterm, stoppable
 from mnist_ray.pipeline.stages import Listener, Stages, choice_is_current, search_is_open
 from mnist_ray.ray_backend.cluster import address_in_use, connected, local_capacity
 from mnist_ray.record.exports import views_are_current, write_views
 from mnist_ray.record.lease import has_ended, owned
-from mnist_ray.record.rundir import RECORD_FORMAT, RunDir, TakenOverError
+from mnist_ray.record.rundir import RECORD_FORMAT, RunDir
 from mnist_ray.storage.files import Place, place_of, remove_leftovers
 
 

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mnist_ray.config import JobSpec, Retrain, Search, SpecError
+from mnist_ray.config import JobSpec, Retrain, Search
 from mnist_ray.data import datasets as data
+from mnist_ray.errors import SpecError
 from mnist_ray.pipeline.job import bytes_needed, check_space
 from mnist_ray.ray_backend.cluster import Capacity
 from mnist_ray.record.rundir import RunDir, runs_in

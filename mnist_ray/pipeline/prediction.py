@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from mnist_ray.config import SpecError, parse_spec
+from mnist_ray.config import parse_spec
 from mnist_ray.data import datasets as data
 from mnist_ray.data.images import read_image
+from mnist_ray.errors import SpecError
 from mnist_ray.record.rundir import RunDir, runs_in
 from mnist_ray.storage.files import Place
 from mnist_ray.training.checkpoint import model_from_bytes

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from mnist_ray import __version__
-from mnist_ray.config import SpecError, TrainingConfig, parse_spec
+from mnist_ray.config import TrainingConfig, parse_spec
 from mnist_ray.data import datasets as data
+from mnist_ray.errors import SpecError
 from mnist_ray.pipeline.provenance import processor, source_sha256
 from mnist_ray.ray_backend.cluster import installed_versions
 from mnist_ray.record.rundir import RunDir, Training
@@ -80,7 +81,7 @@ def replay_trial(run: RunDir, number: int, data_dir: Path | None, listen: Callab
     rows: list[dict[str, Any]] = []
     try:
         for report in fit(state, shared, config):
-            rows.append(report.as_row())
+            rows.append(report.columns())
             listen(rows[-1])
             if len(rows) == training.epochs_done:
                 break

@@ -8,7 +8,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from mnist_ray import __version__
-from mnist_ray.config import Hyperparameters, JobSpec, SpecError, TrainingConfig
+from mnist_ray.config import Hyperparameters, JobSpec, TrainingConfig
+from mnist_ray.errors import InterruptedRunError, SpecError, TrainingFailedError
 from mnist_ray.pipeline.provenance import provenance
 from mnist_ray.ray_backend.cluster import Capacity, installed_versions
 from mnist_ray.ray_backend.train.messages import EpochDone, Message, Retraining
@@ -19,14 +20,6 @@ from mnist_ray.record.tables import ROLE_OF_CHOICE_AND_RECIPE
 if TYPE_CHECKING:
     from mnist_ray.data.datasets import LabelledImages, PixelStatistics, Split
     from mnist_ray.ray_backend.shared_data import SharedData
-
-
-class TrainingFailedError(RuntimeError):
-    """Nothing could be chosen or tested: every trial failed, or the retraining did."""
-
-
-class InterruptedRunError(RuntimeError):
-    """The run was stopped before its end; the same command goes on with it."""
 
 
 class Listener:

@@ -14,7 +14,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from mnist_ray.config import JobSpec, Retrain, SpecError
+from mnist_ray.config import JobSpec, Retrain
+from mnist_ray.errors import SpecError
 from mnist_ray.pipeline.provenance import processor
 from mnist_ray.record.process import is_gone, this_process
 from mnist_ray.storage.files import write_json

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from mnist_ray.config import SpecError
+from mnist_ray.errors import SpecError
 from mnist_ray.storage.files import Place, place_of, read, remove_tree, write_atomic
 
 ANSWER_S = 120.0  # an outage of a store is waited for on the nodes too

@@ -13,9 +13,9 @@ import sys
 import tarfile
 from pathlib import Path
 
-from mnist_ray.config import SpecError
+from mnist_ray.errors import CorruptFileError, SpecError
 from mnist_ray.record.rundir import find_run
-from mnist_ray.storage.files import CorruptFileError, Place, children, place_of, read_each, sha256
+from mnist_ray.storage.files import Place, children, place_of, read_each, sha256
 
 _NAMES = re.compile(r"record/(\d{6,}\.json|blobs/[0-9a-f]{64})")
 _HEAD, _END = "mnist-ray-packed", "mnist-ray-packed-end"

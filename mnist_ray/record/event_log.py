@@ -8,17 +8,8 @@ one adds the next event, and the other learns that it has been replaced; whateve
 from collections.abc import Iterator
 from typing import Any
 
-from mnist_ray.storage.files import (
-    CorruptFileError,
-    Place,
-    children,
-    create_atomic,
-    read,
-    read_each,
-    seal,
-    sealed_json,
-    unsealed,
-)
+from mnist_ray.errors import CorruptFileError
+from mnist_ray.storage.files import Place, children, create_atomic, read, read_each, seal, sealed_json, unsealed
 
 
 class EventLog:

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from mnist_ray import __version__
+from mnist_ray.errors import CorruptFileError, OwnedByAnotherError, TakenOverError
 from mnist_ray.record.process import is_gone, place, this_process
-from mnist_ray.record.rundir import RunDir, TakenOverError, owner_line
+from mnist_ray.record.rundir import RunDir, owner_line
 from mnist_ray.storage.files import (
-    CorruptFileError,
     Place,
     children,
     exists,
@@ -32,10 +32,6 @@ RENEW_S = 5.0
 EXPIRE_S = 60.0  # a lease this old is nobody's
 SILENT_S = 2 * RENEW_S  # after this long without a sign the user is told what is waited for
 LOOK_S = 0.5
-
-
-class OwnedByAnotherError(RuntimeError):
-    """Another process works on the run."""
 
 
 @contextlib.contextmanager

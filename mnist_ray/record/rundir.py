@@ -19,10 +19,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from mnist_ray.config import SpecError, check_storage
+from mnist_ray.config import check_storage
+from mnist_ray.errors import CorruptFileError, SpecError, TakenOverError
 from mnist_ray.record.event_log import REMEDY, EventLog
 from mnist_ray.storage.files import (
-    CorruptFileError,
     Place,
     children,
     modified_at,
@@ -41,10 +41,6 @@ TRAINING_ID = re.compile(r"[a-z]+-[a-z0-9-]+")
 LOOK_EVERY_S = 1.0  # at what others published in a store, where each look takes some hundredths of a second
 
 RECORD_FORMAT = 3  # moves when a release can no longer go on with the runs of the one before it
-
-
-class TakenOverError(RuntimeError):
-    """Another process owns the run now; nothing more is published by this one."""
 
 
 @dataclass

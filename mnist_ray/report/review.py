@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from mnist_ray.config import JobSpec, SpecError, parse_spec
+from mnist_ray.config import JobSpec, parse_spec
+from mnist_ray.errors import SpecError
 from mnist_ray.record.rundir import RunDir, Training
 from mnist_ray.record.selection import scored_models
 from mnist_ray.record.tables import STAGES, history_table, results_table

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 
 from mnist_ray import __version__
 from mnist_ray.config import dump_spec
+from mnist_ray.errors import CorruptFileError
 from mnist_ray.record.event_log import REMEDY
 from mnist_ray.record.rundir import RunDir
 from mnist_ray.report import illustrations, tables
@@ -18,7 +19,7 @@ from mnist_ray.report.page import render
 from mnist_ray.report.protocol import commands, minute, protocol, provenance
 from mnist_ray.report.review import Review
 from mnist_ray.report.summary import results_markdown
-from mnist_ray.storage.files import CorruptFileError, write_atomic
+from mnist_ray.storage.files import write_atomic
 
 
 def write_report(run: RunDir) -> Review:

@@ -18,6 +18,7 @@ from typing import Any
 
 from upath import UPath
 
+from mnist_ray.errors import CorruptFileError
 from mnist_ray.storage import object_stores
 
 Place = Path | UPath  # of a file or a folder: on a disk, or in an object store
@@ -25,10 +26,6 @@ Place = Path | UPath  # of a file or a folder: on a disk, or in an object store
 FAILPOINT = "MNIST_RAY_FAILPOINT"
 
 _passed: Counter[str] = Counter()  # how often this process came by each failpoint
-
-
-class CorruptFileError(ValueError):
-    """A file's content is not what was written: torn, cut, flipped, gone or not ours."""
 
 
 def place_of(text: str, is_patient: bool = True) -> Place:

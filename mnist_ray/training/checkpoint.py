@@ -16,8 +16,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from mnist_ray.config import TrainingConfig
+from mnist_ray.errors import CorruptFileError
 from mnist_ray.storage.files import (
-    CorruptFileError,
     Place,
     children,
     exists,

@@ -7,8 +7,9 @@ import numpy.typing as npt
 import torch
 
 from mnist_ray.data.datasets import LabelledImages
-from mnist_ray.training.loop import EVALUATION_BATCH_SIZE, Examples, predict, score_columns
-from mnist_ray.training.metrics import Score, summed_loss
+from mnist_ray.metrics import Score
+from mnist_ray.training.loop import EVALUATION_BATCH_SIZE, Examples, predict
+from mnist_ray.training.metrics import summed_loss
 from mnist_ray.training.model import MnistCNN
 
 
@@ -27,4 +28,4 @@ def score_of(logits: npt.NDArray[np.float32], examples: LabelledImages, name: st
         num_correct=int((values.argmax(dim=1) == labels).sum()),
         num_examples=len(labels),
     )
-    return score_columns(name, score)
+    return score.columns(name)

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 
 from mnist_ray.config import TrainingConfig
 from mnist_ray.data.datasets import LabelledImages, PixelStatistics
+from mnist_ray.metrics import EpochMetrics, Score
 from mnist_ray.training import progress_counter as pulse
 from mnist_ray.training.cuda_graph import Capture, capture_for
 from mnist_ray.training.kernels.collectives import summed_over_ranks
 from mnist_ray.training.kernels.flat_adam import Adam
-from mnist_ray.training.metrics import Score, ScoreSums, summed_loss
+from mnist_ray.training.metrics import ScoreSums, summed_loss
 from mnist_ray.training.model import MnistCNN
 
 EVALUATION_BATCH_SIZE = 500
@@ -75,34 +76,6 @@ class TrainingData:
     statistics: PixelStatistics
 
 
-@dataclass(frozen=True)
-class EpochReport:
-    """One epoch of one training; `train` is measured while learning, with dropout on."""
-
-    epoch: int  # counted from 1
-    train: Score
-    validation: Score | None
-    elapsed_s: float
-
-    def as_row(self) -> dict[str, Any]:
-        """One row of the history table: epoch, elapsed_s, train_*, val_* (absent without a validation split)."""
-        row: dict[str, Any] = {"epoch": self.epoch, "elapsed_s": self.elapsed_s}
-        for name, score in (("train", self.train), ("val", self.validation)):
-            if score is not None:
-                row |= score_columns(name, score)
-        return row
-
-
-def score_columns(name: str, score: Score) -> dict[str, float | int]:
-    """`val` -> val_loss, val_accuracy, val_correct, val_examples: the names used everywhere."""
-    return {
-        f"{name}_loss": score.loss,
-        f"{name}_accuracy": score.accuracy,
-        f"{name}_correct": score.num_correct,
-        f"{name}_examples": score.num_examples,
-    }
-
-
 @dataclass
 class TrainState:
     """All that a training is between two epochs; randomness follows from (seed, epoch, rank) and needs no state."""
@@ -131,7 +104,7 @@ class TrainState:
 
 def fit(
     state: TrainState, data: TrainingData, config: TrainingConfig, worker: Worker = Worker()
-) -> Iterator[EpochReport]:
+) -> Iterator[EpochMetrics]:
     """Train `state` in place up to `config.num_epochs`, yielding after each epoch; 2 + 2 epochs are 4.
 
     Where the world is larger than one, a process group is up and every rank runs this with the same arguments.
@@ -148,9 +121,9 @@ def fit(
         if data.validation is not None:
             validation = evaluate(state.model, data.validation, worker)
             _check_finite(epoch, "val_loss", validation.loss)
-        report = EpochReport(epoch, train, validation, time.perf_counter() - started)
+        report = EpochMetrics(epoch, time.perf_counter() - started, train, validation)
         state.completed_epochs = epoch
-        state.history.append(report.as_row())
+        state.history.append(report.columns())
         yield report
 
 

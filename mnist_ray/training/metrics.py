@@ -1,25 +1,11 @@
 """Sums over examples, merged across ranks, divided once."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mnist_ray.metrics import Score
 from mnist_ray.training.kernels.collectives import summed_over_ranks
-
-
-@dataclass(frozen=True)
-class Score:
-    """What a network did on `num_examples` examples; `loss` is the mean cross-entropy in nats."""
-
-    loss: float
-    num_correct: int
-    num_examples: int
-
-    @property
-    def accuracy(self) -> float:
-        return self.num_correct / self.num_examples
 
 
 class ScoreSums:

@@ -23,7 +23,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mnist_ray.data import datasets as data
-from mnist_ray.data.datasets import DataError, LabelledImages
+from mnist_ray.data.datasets import LabelledImages
+from mnist_ray.errors import DataError
 from tests.real_mnist import MNIST_NAMES, REAL_RAW, TRAIN_IMAGES, needs_mnist
 
 NOBODY = 65534

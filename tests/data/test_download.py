@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from mnist_ray.data import datasets as data
-from mnist_ray.data.datasets import DataError
+from mnist_ray.errors import DataError
 from tests.real_mnist import MNIST_NAMES, REAL_RAW, TRAIN_IMAGES, needs_mnist
 
 pytestmark = pytest.mark.slow
@@ -229,6 +229,7 @@ class Fetchers:
 import resource, sys
 from pathlib import Path
 from mnist_ray.data import datasets as data
+from mnist_ray.errors import DataError
 folder, timeout_s, largest_bytes = sys.argv[1:]
 if int(largest_bytes):
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(largest_bytes), int(largest_bytes)))
@@ -236,7 +237,7 @@ print("ready", flush=True)
 sys.stdin.readline()
 try:
     data.fetch("mnist", Path(folder), timeout_s=float(timeout_s))
-except data.DataError as error:
+except DataError as error:
     sys.exit(f"DataError: {error}")
 """
 

@@ -9,8 +9,8 @@ import pytest
 
 from mnist_ray import RunDir
 from mnist_ray.config import TrainingConfig
+from mnist_ray.errors import CorruptFileError
 from mnist_ray.record.rundir import Training
-from mnist_ray.storage.files import CorruptFileError
 from mnist_ray.training.checkpoint import Checkpoints, SavedState
 from tests.faults.small_job import essence, run_in_a_fork, small_spec, stand_in, warm_up
 

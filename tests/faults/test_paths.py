@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from mnist_ray.cli.main import main
-from mnist_ray.config import SpecError, parse_spec
+from mnist_ray.config import parse_spec
+from mnist_ray.errors import CorruptFileError, SpecError
 from mnist_ray.record.exports import write_views
 from mnist_ray.record.rundir import RunDir
-from mnist_ray.storage.files import CorruptFileError
 from tests.faults.conftest import NOWHERE, Place
 from tests.faults.made_run import RETRAINING, TRIAL, record_files, tamper
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from mnist_ray import RunDir
+from mnist_ray.errors import OwnedByAnotherError, TakenOverError
 from mnist_ray.record import lease as ownership
-from mnist_ray.record.lease import OwnedByAnotherError, owned
-from mnist_ray.record.rundir import TakenOverError
+from mnist_ray.record.lease import owned
 from mnist_ray.storage.files import read_sealed_json
 
 NUM_RACES = 50

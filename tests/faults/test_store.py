@@ -7,7 +7,8 @@ import pytest
 
 from mnist_ray import Site, run_job
 from mnist_ray.cli.main import main
-from mnist_ray.config import SpecError, TrainingConfig
+from mnist_ray.config import TrainingConfig
+from mnist_ray.errors import SpecError
 from mnist_ray.record.exports import views_are_current
 from mnist_ray.record.rundir import RunDir
 from mnist_ray.storage import files

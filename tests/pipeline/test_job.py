@@ -24,8 +24,9 @@ from mnist_ray import (
     train_job,
     write_report,
 )
+from mnist_ray.errors import TrainingFailedError
 from mnist_ray.pipeline.prediction import evaluate_run, predict_images
-from mnist_ray.pipeline.stages import Listener, TrainingFailedError
+from mnist_ray.pipeline.stages import Listener
 from mnist_ray.record.exports import write_views
 from mnist_ray.record.rundir import Training
 from tests.ray_head import Head, descendants

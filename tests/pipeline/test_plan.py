@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from mnist_ray.config import JobSpec, SpecError, parse_spec
+from mnist_ray.config import JobSpec, parse_spec
+from mnist_ray.errors import SpecError
 from mnist_ray.pipeline.plan import Plan, expected_epochs, plan, upload_bytes
 from mnist_ray.ray_backend.cluster import Capacity
 from tests.report.made_up import made_up_spec, make_up

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mnist_ray.config import SpecError
+from mnist_ray.errors import SpecError
 from mnist_ray.pipeline import replay
 from mnist_ray.pipeline.replay import replay_trial
 from mnist_ray.record.rundir import RunDir

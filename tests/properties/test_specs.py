@@ -11,7 +11,8 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mnist_ray.config import Hyperparameters, JobSpec, SpecError, dump_spec, load_spec, parse_spec, spec_keys
+from mnist_ray.config import Hyperparameters, JobSpec, dump_spec, load_spec, parse_spec, spec_keys
+from mnist_ray.errors import SpecError
 
 scalars = st.one_of(
     st.none(),

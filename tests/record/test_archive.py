@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from mnist_ray.errors import CorruptFileError
 from mnist_ray.record.archive import packed, unpack
 from mnist_ray.record.rundir import RunDir
-from mnist_ray.storage.files import CorruptFileError
 from tests.report.made_up import made_up_spec, make_up
 
 

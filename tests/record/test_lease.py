@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 
+from mnist_ray.errors import CorruptFileError, OwnedByAnotherError, TakenOverError
 from mnist_ray.record import lease as ownership
-from mnist_ray.record.lease import EXPIRE_S, OwnedByAnotherError, owned
+from mnist_ray.record.lease import EXPIRE_S, owned
 from mnist_ray.record.process import this_process
-from mnist_ray.record.rundir import RECORD_FORMAT, RunDir, TakenOverError
-from mnist_ray.storage.files import CorruptFileError, read_sealed_json, write_sealed_json
+from mnist_ray.record.rundir import RECORD_FORMAT, RunDir
+from mnist_ray.storage.files import read_sealed_json, write_sealed_json
 
 CONFIG = {"learning_rate": 0.001, "dropout": 0.25, "batch_size": 128, "num_epochs": 3, "seed": 5}
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mnist_ray.record.rundir import RunDir, TakenOverError, runs_in
-from mnist_ray.storage.files import CorruptFileError
+from mnist_ray.errors import CorruptFileError, TakenOverError
+from mnist_ray.record.rundir import RunDir, runs_in
 
 CONFIG = {"learning_rate": 0.001, "dropout": 0.25, "batch_size": 128, "num_epochs": 3, "seed": 5}
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from plotly.offline import get_plotlyjs
 
-from mnist_ray.config import SpecError
+from mnist_ray.errors import SpecError
 from mnist_ray.record.exports import write_views
 from mnist_ray.record.rundir import RunDir
 from mnist_ray.record.tables import COLUMNS, read_results, results_table

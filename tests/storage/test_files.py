@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mnist_ray.storage.files import CorruptFileError, read_sealed_json, replace_atomic, write_atomic, write_json
+from mnist_ray.errors import CorruptFileError
+from mnist_ray.storage.files import read_sealed_json, replace_atomic, write_atomic, write_json
 from mnist_ray.storage.files import write_sealed_json as seal
 
 BODY = {"id": "trial-0003", "loss": 0.0214, "tiny": 1e-300, "epochs": [1, 2, 3], "reason": None, "größe": "a|b\nc"}

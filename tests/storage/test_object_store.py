@@ -11,11 +11,11 @@ from s3fs import S3FileSystem
 from mnist_ray import RunDir
 from mnist_ray.cli.main import main
 from mnist_ray.config import TrainingConfig
+from mnist_ray.errors import CorruptFileError, OwnedByAnotherError, TakenOverError
 from mnist_ray.record import lease as ownership
-from mnist_ray.record.lease import OwnedByAnotherError, owned
-from mnist_ray.record.rundir import TakenOverError, find_run, runs_in
+from mnist_ray.record.lease import owned
+from mnist_ray.record.rundir import find_run, runs_in
 from mnist_ray.storage.files import (
-    CorruptFileError,
     children,
     create_atomic,
     exists,

@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from mnist_ray.config import TrainingConfig
 from mnist_ray.data.datasets import LabelledImages, PixelStatistics, pixel_statistics
+from mnist_ray.metrics import Score
 from mnist_ray.training.checkpoint import Checkpoints, SavedState, fit_resumably
 from mnist_ray.training.kernels.batch_norm_pool import normalised_and_pooled
 from mnist_ray.training.loop import (
@@ -34,7 +35,6 @@ from mnist_ray.training.loop import (
     evaluate,
     fit,
 )
-from mnist_ray.training.metrics import Score
 from mnist_ray.training.process import group_on_this_machine
 
 MOST_WORKERS = 3

@@ -6,10 +6,10 @@ import torch
 
 from mnist_ray.config import TrainingConfig
 from mnist_ray.data.datasets import LabelledImages
-from mnist_ray.storage.files import CorruptFileError
+from mnist_ray.errors import CorruptFileError
 from mnist_ray.training.checkpoint import model_from_bytes, model_to_bytes
 from mnist_ray.training.evaluation import logits_of, score_of
-from mnist_ray.training.loop import Examples, TrainingData, TrainState, evaluate, fit, predict, score_columns
+from mnist_ray.training.loop import Examples, TrainingData, TrainState, evaluate, fit, predict
 from mnist_ray.training.model import MnistCNN
 
 CPU = torch.device("cpu")
@@ -33,7 +33,7 @@ def test_a_saved_model_scores_as_the_one_in_training_did(
 ) -> None:
     """On 1,300 digits, three batches; in another layout in memory, so that losses agree to a few units of float32."""
     examples = digits.take(np.arange(100, 1400))
-    expected = score_columns("test", evaluate(trained.model, Examples.of(examples, CPU)))
+    expected = evaluate(trained.model, Examples.of(examples, CPU)).columns("test")
     scored = score_of(logits_of(saved, examples), examples)
     assert scored.pop("test_loss") == pytest.approx(expected.pop("test_loss"), rel=1e-6)
     assert scored == expected

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from mnist_ray.config import TrainingConfig
 from mnist_ray.data.datasets import PixelStatistics
+from mnist_ray.metrics import EpochMetrics, Score
 from mnist_ray.training.loop import (
     DivergedError,
-    EpochReport,
     Examples,
     Steps,
     TrainingData,
@@ -24,7 +24,6 @@ from mnist_ray.training.loop import (
     predict,
     train_one_epoch,
 )
-from mnist_ray.training.metrics import Score
 from mnist_ray.training.model import MnistCNN
 
 CONFIG = TrainingConfig(num_epochs=2, batch_size=32, dropout=0.25)
@@ -32,7 +31,7 @@ CONFIG = TrainingConfig(num_epochs=2, batch_size=32, dropout=0.25)
 
 def trained(
     data: TrainingData, config: TrainingConfig = CONFIG, dtype: torch.dtype = torch.float32
-) -> tuple[TrainState, list[EpochReport]]:
+) -> tuple[TrainState, list[EpochMetrics]]:
     state = TrainState.initial(config, data.statistics, dtype=dtype)
     return state, list(fit(state, data, config))
 
@@ -193,14 +192,14 @@ def test_an_epoch_reports_what_its_names_say(few_digits: TrainingData) -> None:
     assert last.validation == score
     assert last.elapsed_s > 0
     assert state.completed_epochs == last.epoch == 2
-    assert state.history[-1] == last.as_row()
-    assert list(last.as_row()) == [
+    assert state.history[-1] == last.columns()
+    assert list(last.columns()) == [
         *("epoch", "elapsed_s"),
         *("train_loss", "train_accuracy", "train_correct", "train_examples"),
         *("val_loss", "val_accuracy", "val_correct", "val_examples"),
     ]
-    assert last.as_row()["val_accuracy"] == score.num_correct / 40
-    without = EpochReport(1, Score(1.0, 1, 2), None, 0.5).as_row()
+    assert last.columns()["val_accuracy"] == score.num_correct / 40
+    without = EpochMetrics(1, 0.5, Score(1.0, 1, 2), None).columns()
     assert without == {
         **{"epoch": 1, "elapsed_s": 0.5, "train_loss": 1.0, "train_accuracy": 0.5},
         **{"train_correct": 1, "train_examples": 2},

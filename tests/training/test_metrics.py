@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from mnist_ray.training.metrics import Score, ScoreSums, summed_loss
+from mnist_ray.metrics import Score
+from mnist_ray.training.metrics import ScoreSums, summed_loss
 
 CPU = torch.device("cpu")
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mnist_ray.config import Precision
-from mnist_ray.storage.files import CorruptFileError
+from mnist_ray.errors import CorruptFileError
 from mnist_ray.training.checkpoint import model_from_bytes, model_to_bytes
 from mnist_ray.training.loop import predict
 from mnist_ray.training.model import MnistCNN

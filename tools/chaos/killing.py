@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mnist_ray.errors import CorruptFileError
 from mnist_ray.record.rundir import RunDir, Training
-from mnist_ray.storage.files import CorruptFileError
 from tools.chaos import processes
 from tools.chaos.processes import Process, Role
 from tools.chaos.session import STAGES, Job, Session, Stage

@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
+from mnist_ray.errors import CorruptFileError
 from mnist_ray.record.rundir import RunDir
-from mnist_ray.storage.files import CorruptFileError
 from tools.chaos.aims import Pace, draw_aims
 from tools.chaos.killing import Aim, Killer, Story
 from tools.chaos.session import STAGES, Job, Stage

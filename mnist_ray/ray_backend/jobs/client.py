@@ -13,7 +13,8 @@ import ray
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
-from mnist_ray.config import JobSpec, SpecError
+from mnist_ray.config import JobSpec
+from mnist_ray.errors import SpecError
 from mnist_ray.ray_backend.cluster import Capacity, shown
 
 ANSWER_S = 60.0  # a busy head takes long to start a job; Ray's own client would wait for ever

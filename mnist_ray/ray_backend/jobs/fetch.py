@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from mnist_ray.config import RUN_NAME, SpecError, check_storage
+from mnist_ray.config import RUN_NAME, check_storage
+from mnist_ray.errors import SpecError
 from mnist_ray.ray_backend.jobs.client import JobServer, connect
 from mnist_ray.ray_backend.jobs.submit import JOB_ENVIRONMENT, follow, latest_job, storage_on_cluster, write_upload
 from mnist_ray.record.archive import packed, unpack

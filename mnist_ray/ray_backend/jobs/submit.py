@@ -17,10 +17,10 @@ from typing import Any
 from ray._private.runtime_env.packaging import GCS_STORAGE_MAX_SIZE
 
 from mnist_ray import __version__
-from mnist_ray.config import RUN_NAME, JobSpec, SpecError, dump_spec
+from mnist_ray.config import RUN_NAME, JobSpec, dump_spec
+from mnist_ray.errors import InterruptedRunError, SpecError
 from mnist_ray.pipeline.plan import upload_bytes
 from mnist_ray.pipeline.provenance import PACKAGE
-from mnist_ray.pipeline.stages import InterruptedRunError
 from mnist_ray.ray_backend.jobs.client import JobServer, LostConnectionError, RefusedError
 from mnist_ray.storage.files import sha256
 

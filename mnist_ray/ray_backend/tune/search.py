@@ -17,10 +17,11 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from mnist_ray.config import EarlyStopping, Hyperparameters, JobSpec, Search, TrainingConfig
+from mnist_ray.errors import TakenOverError
 from mnist_ray.ray_backend.compat import deaths_are_failures_of_one_trial, why_it_died
 from mnist_ray.ray_backend.heartbeat import HANG_LIMIT_S, TrialWatch, beating
 from mnist_ray.ray_backend.shared_data import SharedData
-from mnist_ray.record.rundir import RunDir, Status, TakenOverError, Training
+from mnist_ray.record.rundir import RunDir, Status, Training
 from mnist_ray.record.selection import Confirmation
 from mnist_ray.record.study import SearchStudy, direction, seed_of_trial
 from mnist_ray.storage.failures import DiskTrouble

@@ -10,8 +10,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 from scipy.special import softmax
 
+from mnist_ray.errors import CorruptFileError
 from mnist_ray.record.rundir import RunDir
-from mnist_ray.storage.files import CorruptFileError
 
 NUM_CLASSES = 10
 NUM_BINS = 15  # of confidence, as in Guo et al. 2017

@@ -15,9 +15,8 @@ from ray._private.runtime_env.packaging import get_uri_for_directory
 
 from mnist_ray.cli.cluster_commands import _outcome
 from mnist_ray.cli.main import main
-from mnist_ray.config import SpecError
+from mnist_ray.errors import InterruptedRunError, SpecError, TrainingFailedError
 from mnist_ray.pipeline.provenance import PACKAGE
-from mnist_ray.pipeline.stages import InterruptedRunError, TrainingFailedError
 from mnist_ray.ray_backend.cluster import shown
 from mnist_ray.ray_backend.jobs import client as remote
 from mnist_ray.ray_backend.jobs.client import connect, known_capacity

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from mnist_ray.cli.main import main
+from mnist_ray.errors import CorruptFileError
 from mnist_ray.ray_backend.jobs.fetch import fetched
 from mnist_ray.record.archive import packed
 from mnist_ray.record.rundir import RunDir
-from mnist_ray.storage.files import CorruptFileError
 from tests.report.made_up import made_up_spec, make_up
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix
 
+from mnist_ray.errors import CorruptFileError
 from mnist_ray.report.analysis.predictions import Predictions, images_of_test, predictions
-from mnist_ray.storage.files import CorruptFileError
 from tests.report.made_up import NUM_TEST, made_up_spec, make_up
 
 

@@ -1,0 +1,63 @@
+"""The numbers that a training reports: of one split, and of one epoch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Objective = Literal["val_loss", "val_accuracy"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """The result on `num_examples` examples; `loss` is the mean cross-entropy in nats."""
+
+    loss: float
+    num_correct: int
+    num_examples: int
+
+    @property
+    def accuracy(self) -> float:
+        """The share of correct answers, 0 to 1."""
+        return self.num_correct / self.num_examples
+
+    def columns(self, prefix: str) -> dict[str, float | int]:
+        """The columns of the results table: `val` -> val_loss, val_accuracy, val_correct, val_examples."""
+        return {
+            f"{prefix}_loss": self.loss,
+            f"{prefix}_accuracy": self.accuracy,
+            f"{prefix}_correct": self.num_correct,
+            f"{prefix}_examples": self.num_examples,
+        }
+
+    @classmethod
+    def from_columns(cls, prefix: str, columns: Mapping[str, Any]) -> "Score":
+        """Read back what `columns` gives. Raises KeyError."""
+        return cls(
+            float(columns[f"{prefix}_loss"]), int(columns[f"{prefix}_correct"]), int(columns[f"{prefix}_examples"])
+        )
+
+
+@dataclass(frozen=True)
+class EpochMetrics:
+    """One epoch of one training; `train` is measured while learning, with dropout on."""
+
+    epoch: int  # counted from 1
+    elapsed_s: float
+    train: Score
+    validation: Score | None  # None where a training also learns from the validation split
+
+    def columns(self) -> dict[str, float | int]:
+        """One row of the history table: epoch, elapsed_s, train_*, and val_* where there is a validation split."""
+        row: dict[str, float | int] = {"epoch": self.epoch, "elapsed_s": self.elapsed_s, **self.train.columns("train")}
+        return row | (self.validation.columns("val") if self.validation else {})
+
+    @classmethod
+    def from_columns(cls, columns: Mapping[str, Any]) -> "EpochMetrics":
+        """Read back what `columns` gives. Raises KeyError."""
+        validation = Score.from_columns("val", columns) if "val_loss" in columns else None
+        return cls(int(columns["epoch"]), float(columns["elapsed_s"]), Score.from_columns("train", columns), validation)
+
+    def objective(self, name: Objective) -> float:
+        """The value that a search compares: val_loss or val_accuracy."""
+        assert self.validation is not None, "a training without a validation split has no objective"
+        return self.validation.loss if name == "val_loss" else self.validation.accuracy
