@@ -14,7 +14,7 @@ from mnist_ray.errors import OSERROR_EXIT_CODE, WORSE_EXIT_CODE, InterruptedRunE
 if TYPE_CHECKING:
     from mnist_ray.config import JobSpec
     from mnist_ray.record.rundir import RunDir
-    from mnist_ray.storage.files import Place
+    from mnist_ray.storage.files import StoragePath
 
 DESCRIPTION = """\
 Search hyperparameters, retrain the best, test it once: one command, on one machine or on a Ray cluster.
@@ -207,10 +207,10 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 def _spec_of(arguments: argparse.Namespace) -> "JobSpec":
     from mnist_ray.config import load_spec
-    from mnist_ray.storage.files import place_of
+    from mnist_ray.storage.files import storage_path
 
     spec = load_spec(arguments.spec, overrides_of(arguments))
-    storage = place_of(spec.storage)
+    storage = storage_path(spec.storage)
     if isinstance(storage, Path):
         storage = (arguments.storage_root or Path()) / storage
     return spec.model_copy(update={"storage": str(storage)})
@@ -326,13 +326,13 @@ def _benchmark(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _storage_of(arguments: argparse.Namespace) -> "Place":
+def _storage_of(arguments: argparse.Namespace) -> "StoragePath":
     from mnist_ray.config import check_storage
-    from mnist_ray.storage.files import place_of
+    from mnist_ray.storage.files import storage_path
 
     storage = arguments.storage or DEFAULT_STORAGE
     check_storage(storage)
-    return place_of(storage)
+    return storage_path(storage)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from mnist_ray import __version__
 from mnist_ray.data import datasets as data
 from mnist_ray.errors import SpecError
 from mnist_ray.ray_backend.cluster import PACKAGES_ON_EVERY_NODE, address_in_use, connected, local_capacity
-from mnist_ray.storage.files import Place, remove, write_atomic
+from mnist_ray.storage.files import StoragePath, remove, write_atomic
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Finding:
     text: str
 
 
-def examine(data_dir: Path, storage: Place, address: str | None) -> list[Finding]:
+def examine(data_dir: Path, storage: StoragePath, address: str | None) -> list[Finding]:
     """Versions, CPUs and GPUs, data sets, storage, and the cluster if there is one to join."""
     findings = [Finding("mnist_ray", True, f"{__version__}, Python {platform.python_version()}")]
     findings += [_package(name) for name in PACKAGES_ON_EVERY_NODE]
@@ -54,7 +54,7 @@ def _data_sets(folder: Path) -> list[Finding]:
     ]
 
 
-def _storage(storage: Place) -> Finding:
+def _storage(storage: StoragePath) -> Finding:
     if not isinstance(storage, Path):
         return _store(storage)
     place = storage.absolute()
@@ -67,7 +67,7 @@ def _storage(storage: Place) -> Finding:
     return Finding("storage", True, f"{place}, {shutil.disk_usage(existing).free / 1e9:.0f} GB free")
 
 
-def _store(storage: Place) -> Finding:
+def _store(storage: StoragePath) -> Finding:
     probe = storage / f".probe-{uuid.uuid4().hex}"
     try:
         write_atomic(probe, b"mnist_ray")

@@ -1,6 +1,5 @@
 """A whole job: who may work on the run, where, and the stages in order."""
 
-import errno
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,12 @@ from mnist_ray.errors import SpecError, TakenOverError
 from mnist_ray.pipeline.signals import heed_sigterm, stoppable
 from mnist_ray.pipeline.stages import Listener, Stages, choice_is_current, search_is_open
 from mnist_ray.ray_backend.cluster import address_in_use, connected, local_capacity
+from mnist_ray.record.disk_use import bytes_needed
 from mnist_ray.record.exports import views_are_current, write_views
 from mnist_ray.record.lease import has_ended, owned
 from mnist_ray.record.rundir import RECORD_FORMAT, RunDir
-from mnist_ray.storage.files import Place, place_of, remove_leftovers
+from mnist_ray.storage.disk_space import check_space
+from mnist_ray.storage.files import remove_leftovers, storage_path
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def train_job(spec: JobSpec, site: Site = HERE, listener: Listener = SILENT) -> 
 
 def open_run(spec: JobSpec) -> RunDir:
     """The run's folder, checked to be this spec's or new. Raises SpecError."""
-    run = RunDir(place_of(spec.storage) / spec.name)
+    run = RunDir(storage_path(spec.storage) / spec.name)
     _check_release(run)
     started = run.stage("started")
     if started is None:
@@ -144,34 +145,6 @@ def _work_on(run: RunDir, spec: JobSpec, site: Site, listener: Listener, until: 
             raise
         write_views(run)
     shutil.rmtree(run.ray_state, ignore_errors=True)  # of no use to anybody any more
-
-
-def bytes_needed(spec: JobSpec) -> int:
-    """What a run may take in its folder at most, roughly: the record, two checkpoints of each training, models."""
-    num_retrainings = 2 * len(spec.retrain.seeds)
-    num_tried = spec.search.num_trials + (spec.confirm.top_k * spec.confirm.seeds if spec.confirm else 0)
-    num_events = num_tried * (spec.search.num_epochs + 2)
-    num_events += num_retrainings * (spec.retrain.num_epochs + 2) + 100
-    num_trainings = num_tried + num_retrainings
-    return num_events * EVENT_BYTES + num_trainings * TRAINING_BYTES + num_retrainings * TESTED_BYTES + VIEWS_BYTES
-
-
-EVENT_BYTES = 4096  # a block of most file systems
-TRAINING_BYTES = 2 * 256 * 1024  # 17,706 parameters and Adam's two moments of each, twice
-TESTED_BYTES = 2 * (1 << 20)  # weights and the logits of 10,000 images, in the record and as copies
-VIEWS_BYTES = 16 * (1 << 20)  # the report alone up to 8
-
-
-def check_space(folder: Place, num_bytes: int) -> None:
-    """Raises OSError if the disk that will hold `folder` has less than that; a store has no end."""
-    if not isinstance(folder, Path):
-        return
-    existing = next(place for place in (folder, *folder.parents) if place.exists())
-    free = shutil.disk_usage(existing).free
-    if free < num_bytes:
-        raise OSError(
-            errno.ENOSPC, f"{free:,} bytes are free there, the run may need {num_bytes:,}: make room", str(folder)
-        )
 
 
 def _check_early(spec: JobSpec, site: Site, with_search: bool) -> None:

@@ -11,10 +11,11 @@ from pathlib import Path
 from mnist_ray.config import JobSpec, Retrain, Search
 from mnist_ray.data import datasets as data
 from mnist_ray.errors import SpecError
-from mnist_ray.pipeline.job import bytes_needed, check_space
 from mnist_ray.ray_backend.cluster import Capacity
+from mnist_ray.record.disk_use import bytes_needed
 from mnist_ray.record.rundir import RunDir, runs_in
-from mnist_ray.storage.files import Place, place_of, read
+from mnist_ray.storage.disk_space import check_space
+from mnist_ray.storage.files import StoragePath, read, storage_path
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def _duration(seconds: float) -> str:
 def plan(spec: JobSpec, capacity: Capacity, upload: Path | None = None) -> Plan:
     """upload: the folder that `mnist-ray submit` would send. Nothing is started or downloaded."""
     obstacles = list(_obstacles(spec, capacity))
-    speed = known_speed(spec, place_of(spec.storage))
+    speed = known_speed(spec, storage_path(spec.storage))
     facts = list(_facts(spec, capacity, upload))
     facts.append(
         ("speed", speed.source if speed else "not known: run 'mnist-ray benchmark steps', or a short run first")
@@ -93,7 +94,7 @@ def _obstacles(spec: JobSpec, capacity: Capacity) -> Iterator[str]:
         except SpecError as error:
             yield str(error)
     try:
-        check_space(place_of(spec.storage).absolute(), bytes_needed(spec))
+        check_space(storage_path(spec.storage).absolute(), bytes_needed(spec))
     except OSError as error:
         yield f"{error.filename}: {error.strerror}"
 
@@ -122,7 +123,7 @@ def _facts(spec: JobSpec, capacity: Capacity, upload: Path | None) -> Iterator[t
     folder = data.data_dir_of(spec.data.dir)
     found = "found" if data.is_present(spec.data.name, folder) else "not there, downloaded when the job needs it"
     yield "data", f"{spec.data.name} in {folder}: {found}"
-    yield "disk", f"{bytes_needed(spec) / 1e6:.0f} MB at most, in {place_of(spec.storage).absolute()}"
+    yield "disk", f"{bytes_needed(spec) / 1e6:.0f} MB at most, in {storage_path(spec.storage).absolute()}"
     if upload is not None:
         yield "upload", f"{upload_bytes(upload) / 1e6:.1f} MB of the 100 MiB that Ray takes"
 
@@ -154,7 +155,7 @@ def upload_bytes(folder: Path) -> int:
 # --- time --------------------------------------------------------------------------------------------------------
 
 
-def known_speed(spec: JobSpec, storage: Place) -> Speed | None:
+def known_speed(spec: JobSpec, storage: StoragePath) -> Speed | None:
     """From the latest earlier run on the same data, or from this machine's benchmark; None where there is neither."""
     for run in runs_in(storage):
         if (run.stage("started") or {}).get("spec", {}).get("data", {}).get("name") == spec.data.name:
@@ -178,7 +179,7 @@ def _speed_of(run: RunDir) -> Speed | None:
     )
 
 
-def _benchmarked(file: Place) -> Speed | None:
+def _benchmarked(file: StoragePath) -> Speed | None:
     try:
         sections = json.loads(read(file))["sections"]
         rows = [row for section in sections for row in section["rows"]]

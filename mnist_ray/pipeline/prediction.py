@@ -12,7 +12,7 @@ from mnist_ray.data import datasets as data
 from mnist_ray.data.images import read_image
 from mnist_ray.errors import SpecError
 from mnist_ray.record.rundir import RunDir, runs_in
-from mnist_ray.storage.files import Place
+from mnist_ray.storage.files import StoragePath
 from mnist_ray.training.checkpoint import model_from_bytes
 from mnist_ray.training.evaluation import logits_of, score_of
 from mnist_ray.training.loop import predict
@@ -61,7 +61,7 @@ def model_of_choice(run: RunDir) -> MnistCNN:
     raise SpecError(f"{run.path} has no trained model yet: finish it with 'mnist-ray run' first")
 
 
-def latest_finished_run(storage: Place) -> RunDir:
+def latest_finished_run(storage: StoragePath) -> RunDir:
     """Raises SpecError if there is none."""
     for run in runs_in(storage):
         if run.stage("tested"):

@@ -7,12 +7,12 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mnist_ray.errors import SpecError
-from mnist_ray.storage.files import Place, place_of, read, remove_tree, write_atomic
+from mnist_ray.storage.files import StoragePath, read, remove_tree, storage_path, write_atomic
 
 ANSWER_S = 120.0  # an outage of a store is waited for on the nodes too
 
 
-def check_shared(folder: Place) -> None:
+def check_shared(folder: StoragePath) -> None:
     """Each node reads what this process writes below `folder`, and this process what the node writes.
 
     Raises SpecError that names the node and the storage, OSError where this process itself cannot write.
@@ -40,7 +40,7 @@ class _Asked(NamedTuple):
     id: str
 
 
-def _asked(signs: Place, word: str) -> list[_Asked]:
+def _asked(signs: StoragePath, word: str) -> list[_Asked]:
     """Every living node."""
     leave_sign = ray.remote(num_cpus=0)(_leave_sign)
     nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
@@ -58,7 +58,7 @@ def _asked(signs: Place, word: str) -> list[_Asked]:
 
 def _leave_sign(signs: str, node_id: str, word: str) -> str | None:
     """On a node: what is in the way, None if nothing is."""
-    folder = place_of(signs)
+    folder = storage_path(signs)
     try:
         if read(folder / "driver") != word.encode():
             return "it finds something else there than the driver has written"
@@ -78,7 +78,7 @@ def _trouble(answer: Any) -> str | None:
     return trouble
 
 
-def _missing_here(sign: Place, word: str) -> str | None:
+def _missing_here(sign: StoragePath, word: str) -> str | None:
     try:
         found = read(sign)
     except FileNotFoundError:

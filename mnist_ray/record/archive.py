@@ -15,13 +15,13 @@ from pathlib import Path
 
 from mnist_ray.errors import CorruptFileError, SpecError
 from mnist_ray.record.rundir import find_run
-from mnist_ray.storage.files import Place, children, place_of, read_each, sha256
+from mnist_ray.storage.files import StoragePath, children, read_each, sha256, storage_path
 
 _NAMES = re.compile(r"record/(\d{6,}\.json|blobs/[0-9a-f]{64})")
 _HEAD, _END = "mnist-ray-packed", "mnist-ray-packed-end"
 
 
-def packed(folder: Place) -> str:
+def packed(folder: StoragePath) -> str:
     """The record of the run in a folder, as lines of text with their SHA-256. The run may go on meanwhile."""
     record = folder / "record"
     listed = {event.name for event in children(record, "*.json")}
@@ -83,7 +83,7 @@ def main(request: Path) -> int:
     """As a job of a cluster: print the record that a file asks for."""
     try:
         asked = json.loads(request.read_text(encoding="utf-8"))
-        run = find_run(asked["run"], place_of(asked["storage"]))
+        run = find_run(asked["run"], storage_path(asked["storage"]))
         print(packed(run.path), end="")
     except (SpecError, OSError) as error:
         print(error)

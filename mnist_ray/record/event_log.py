@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from mnist_ray.errors import CorruptFileError
-from mnist_ray.storage.files import Place, children, create_atomic, read, read_each, seal, sealed_json, unsealed
+from mnist_ray.storage.files import StoragePath, children, create_atomic, read, read_each, seal, sealed_json, unsealed
 
 
 class EventLog:
     """A reader of the log that knows how far it has read, and can add what comes next."""
 
-    def __init__(self, folder: Place) -> None:
+    def __init__(self, folder: StoragePath) -> None:
         self.folder = folder
         self.num_read = 0
         self._seal = ""  # of the last event read
@@ -78,7 +78,7 @@ class EventLog:
     def _numbers(self) -> Iterator[int]:
         return (int(path.stem) for path in children(self.folder, "[0-9]*.json") if path.stem.isdigit())
 
-    def _path(self, number: int) -> Place:
+    def _path(self, number: int) -> StoragePath:
         return self.folder / f"{number:06d}.json"
 
 

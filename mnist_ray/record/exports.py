@@ -12,7 +12,7 @@ from mnist_ray.record.tables import (
     results_csv,
     results_table,
 )
-from mnist_ray.storage.files import Place, exists, read, replace_atomic, write_atomic, write_json
+from mnist_ray.storage.files import StoragePath, exists, read, replace_atomic, write_atomic, write_json
 
 
 def write_views(run: RunDir) -> None:
@@ -68,7 +68,7 @@ def _write_models(run: RunDir) -> None:
         _write_once(run.test_logits(training_id), run.blob(score["test_logits"]), "logits-view")
 
 
-def _write_once(path: Place, content: bytes, point: str) -> None:
+def _write_once(path: StoragePath, content: bytes, point: str) -> None:
     if not exists(path) or read(path) != content:
         write_atomic(path, content, point)
 

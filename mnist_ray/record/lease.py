@@ -17,7 +17,7 @@ from mnist_ray.errors import CorruptFileError, OwnedByAnotherError, TakenOverErr
 from mnist_ray.record.process import is_gone, place, this_process
 from mnist_ray.record.rundir import RunDir, owner_line
 from mnist_ray.storage.files import (
-    Place,
+    StoragePath,
     children,
     exists,
     modified_at,
@@ -71,12 +71,12 @@ def _tidy(run: RunDir) -> None:
         remove(lease)
 
 
-def _renew(run: RunDir, lease: Place, is_over: bool) -> None:
+def _renew(run: RunDir, lease: StoragePath, is_over: bool) -> None:
     body = {"at": time.time(), "num_events": run.num_published, "is_over": is_over}
     write_sealed_json(lease, body, "lease")
 
 
-def _keep_renewing(run: RunDir, lease: Place, is_over: threading.Event, when_lost: Callable[[], None]) -> None:
+def _keep_renewing(run: RunDir, lease: StoragePath, is_over: threading.Event, when_lost: Callable[[], None]) -> None:
     while not is_over.wait(RENEW_S):
         if run.was_taken_over():
             when_lost()
@@ -124,7 +124,7 @@ def _owner_line(run: RunDir) -> str:
     return owner_line(owner)
 
 
-def _content(lease: Place) -> Mapping[str, Any] | None:
+def _content(lease: StoragePath) -> Mapping[str, Any] | None:
     try:
         body: Mapping[str, Any] = read_sealed_json(lease)
     except (OSError, CorruptFileError):
@@ -132,7 +132,7 @@ def _content(lease: Place) -> Mapping[str, Any] | None:
     return body
 
 
-def _age_s(run: RunDir, lease: Place) -> float:
+def _age_s(run: RunDir, lease: StoragePath) -> float:
     """Seconds since the last sign of the owner, by the clock of the storage, which all hosts share."""
     probe = run.leases / f"probe-{socket.gethostname()}-{os.getpid()}"
     write_atomic(probe, b"")

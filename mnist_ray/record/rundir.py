@@ -23,14 +23,14 @@ from mnist_ray.config import check_storage
 from mnist_ray.errors import CorruptFileError, SpecError, TakenOverError
 from mnist_ray.record.event_log import REMEDY, EventLog
 from mnist_ray.storage.files import (
-    Place,
+    StoragePath,
     children,
     modified_at,
-    place_of,
     read,
     read_sealed_json,
     remove_tree,
     sha256,
+    storage_path,
     write_atomic,
 )
 
@@ -85,7 +85,7 @@ class RunDir:
     TakenOverError, and leave what was there before. All that read raise CorruptFileError.
     """
 
-    def __init__(self, path: Place) -> None:
+    def __init__(self, path: StoragePath) -> None:
         # In a store it is a UPath, which is joined and named like a Path; all else is done by files.py.
         self.path = cast(Path, path.absolute())
         self.spec = self.path / "spec.yaml"
@@ -349,7 +349,7 @@ class RunDir:
             session.last_search_at = event["at"]
 
 
-def _disk_for(path: Place) -> Path:
+def _disk_for(path: StoragePath) -> Path:
     """The run's own folder, or where that is in a store one of this process."""
     return path if isinstance(path, Path) else Path(tempfile.gettempdir(), f"mnist-ray-{os.getpid()}")
 
@@ -378,7 +378,7 @@ def owner_line(owner: Mapping[str, Any]) -> str:
     return f"process {owner['pid']} on host {owner['host']}, which has it since {owner['at']}"
 
 
-def runs_in(storage: Place) -> list[RunDir]:
+def runs_in(storage: StoragePath) -> list[RunDir]:
     """The runs below a storage folder, newest first."""
     runs = [RunDir(path) for path in children(storage)]
     runs = [run for run in runs if run.exists]
@@ -390,10 +390,10 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def find_run(name: str, storage: Place) -> RunDir:
+def find_run(name: str, storage: StoragePath) -> RunDir:
     """A run by its name below `storage`, or by its folder. Raises SpecError that says which there are."""
     check_storage(name)
-    for path in (storage / name, place_of(name)):
+    for path in (storage / name, storage_path(name)):
         if (run := RunDir(path)).exists:
             return run
     known = ", ".join(run.path.name for run in runs_in(storage)) or "none"

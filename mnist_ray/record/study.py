@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from mnist_ray.config import Choices, Dimension, JobSpec, Search, is_whole
 from mnist_ray.record.rundir import Training
 from mnist_ray.record.shortlist import ShortlistStorage
-from mnist_ray.storage.files import Place, replace_atomic
+from mnist_ray.storage.files import StoragePath, replace_atomic
 
 STATES = {
     "complete": TrialState.COMPLETE,
@@ -103,7 +103,7 @@ def _sampler(seed: int, search: Search, space: dict[str, BaseDistribution]) -> o
         )
 
 
-def write_study(path: Place, name: str, search: Search, trainings: Sequence[Training]) -> None:
+def write_study(path: StoragePath, name: str, search: Search, trainings: Sequence[Training]) -> None:
     """Write the study as a SQLite file that Optuna and its dashboard open."""
 
     def write(beside: Path) -> None:

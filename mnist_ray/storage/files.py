@@ -1,7 +1,8 @@
-"""Writing files so that a reader sees the old content or the new, never half of it: on disks and in object stores.
+"""Files on disks and in object stores, written so that a reader sees the old content or the new, never half of one.
 
 A failpoint is a moment of such a write at which a test can end the process: $MNIST_RAY_FAILPOINT is
-`<point>:<before|during|after>:<occurrence>`, such as `event-epoch:during:3`.
+`<failpoint>:<before|during|after>:<occurrence>`, such as `event-epoch:during:3`. A failpoint is named after the file
+unless the caller names it.
 """
 
 import contextlib
@@ -21,107 +22,117 @@ from upath import UPath
 from mnist_ray.errors import CorruptFileError
 from mnist_ray.storage import object_stores
 
-Place = Path | UPath  # of a file or a folder: on a disk, or in an object store
+StoragePath = Path | UPath  # of a file or a folder, on a disk or in an object store
 
 FAILPOINT = "MNIST_RAY_FAILPOINT"
 
-_passed: Counter[str] = Counter()  # how often this process came by each failpoint
+_passed: Counter[str] = Counter()  # how often this process has passed each moment of a failpoint
 
 
-def place_of(text: str, is_patient: bool = True) -> Place:
-    """A path, or the address of an object store (`s3://bucket/folder`), whose outages are waited for with patience."""
-    return object_stores.place_at(text, is_patient) if object_stores.is_address(text) else Path(text).expanduser()
+def storage_path(text: str, wait_for_outages: bool = True) -> StoragePath:
+    """Return the path of a file or folder on a disk, or of one in an object store (`s3://bucket/folder`).
+
+    wait_for_outages: whether requests to a store are repeated for most of a minute before they fail.
+    """
+    if object_stores.is_address(text):
+        return object_stores.store_path(text, wait_for_outages)
+    return Path(text).expanduser()
 
 
 # --- writing -----------------------------------------------------------------------------------------------------
 
 
-def write_atomic(place: Place, content: bytes, point: str | None = None) -> None:
-    """Write beside, flush to the disk, rename; or one object. Raises OSError; then `place` is as it was."""
-    if isinstance(place, Path):
-        replace_atomic(place, lambda beside: beside.write_bytes(content), point)
+def write_atomic(path: StoragePath, content: bytes, failpoint: str | None = None) -> None:
+    """Write a file. On a disk: write another file, flush it, rename it. Raises OSError and leaves `path` as it was."""
+    if isinstance(path, Path):
+        replace_atomic(path, lambda unfinished: unfinished.write_bytes(content), failpoint)
         return
-    with _object_written(point or place.name):
-        object_stores.write(place, content)
+    with _store_failpoints(failpoint or path.name):
+        object_stores.write(path, content)
 
 
-def replace_atomic(place: Place, write: Callable[[Path], object], point: str | None = None) -> None:
-    """Let `write` make a file on a disk, which then becomes `place` at once; for writers that need a path.
+def replace_atomic(path: StoragePath, write: Callable[[Path], object], failpoint: str | None = None) -> None:
+    """Call `write` with the path of a file on a disk, then rename this file to `path`; for writers that need a path.
 
-    point: the failpoint's name, `place.name` if there is none.
+    Raises OSError and what `write` raises, and leaves `path` as it was.
     """
-    if isinstance(place, Path):
-        with _written_beside(place, write, point or place.name) as beside:
-            beside.replace(place)
+    if isinstance(path, Path):
+        with _unfinished_file(path, write, failpoint or path.name) as unfinished:
+            unfinished.replace(path)
         return
     with tempfile.TemporaryDirectory(prefix="mnist-ray-") as folder:
-        made = Path(folder) / place.name
-        write(made)
-        write_atomic(place, made.read_bytes(), point)
+        local = Path(folder) / path.name
+        write(local)
+        write_atomic(path, local.read_bytes(), failpoint)
 
 
-def create_atomic(place: Place, content: bytes, point: str | None = None) -> None:
-    """As `write_atomic`, but raises FileExistsError if `place` is there already, and leaves that as it is.
+def create_atomic(path: StoragePath, content: bytes, *failpoints: str) -> None:
+    """Write a new file. Raises FileExistsError if `path` exists with other content, and leaves that as it is.
 
-    The link is one step on local disks and on NFS, where its answer can get lost: what is there may be ours.
+    On a disk the last step is a hard link, which is atomic on local disks and on NFS. An NFS server's reply can get
+    lost after the link was made: a file that exists with this content is therefore taken for the one just written.
     """
-    if not isinstance(place, Path):
-        with _object_written(point or place.name):
-            object_stores.create(place, content)
+    failpoints = failpoints or (path.name,)
+    if not isinstance(path, Path):
+        with _store_failpoints(*failpoints):
+            object_stores.create(path, content)
         return
-    with _written_beside(place, lambda beside: beside.write_bytes(content), point or place.name) as beside:
+    with _unfinished_file(path, lambda unfinished: unfinished.write_bytes(content), *failpoints) as unfinished:
         try:
-            os.link(beside, place)
+            os.link(unfinished, path)
         except FileExistsError:
-            if place.read_bytes() != content:
+            if path.read_bytes() != content:
                 raise
-        beside.unlink()
+        unfinished.unlink()
 
 
 @contextlib.contextmanager
-def _object_written(point: str) -> Iterator[None]:
-    _failpoint(point, "before")
+def _store_failpoints(*failpoints: str) -> Iterator[None]:
+    """Pass the failpoints before and after the body, which writes one object."""
+    _pass_failpoints(failpoints, "before")
     yield
-    _failpoint(point, "after")
+    _pass_failpoints(failpoints, "after")
 
 
 @contextlib.contextmanager
-def _written_beside(path: Path, write: Callable[[Path], object], point: str) -> Iterator[Path]:
-    _failpoint(point, "before")
+def _unfinished_file(path: Path, write: Callable[[Path], object], *failpoints: str) -> Iterator[Path]:
+    """Write and flush a hidden file in the folder of `path`; the body gives this file its name."""
+    _pass_failpoints(failpoints, "before")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
     os.close(handle)
-    beside = Path(name)
+    unfinished = Path(name)
     try:
-        write(beside)
-        _failpoint(point, "during", beside)
-        with beside.open("rb") as stream:
+        write(unfinished)
+        _pass_failpoints(failpoints, "during", unfinished)
+        with unfinished.open("rb") as stream:
             os.fsync(stream.fileno())  # before the rename, or a power cut leaves an empty file under the new name
-        beside.chmod(0o644)
-        yield beside
+        unfinished.chmod(0o644)
+        yield unfinished
     except BaseException:
         with contextlib.suppress(OSError):
-            beside.unlink()
+            unfinished.unlink()
         raise
     sync_folder(path.parent)
-    _failpoint(point, "after")
+    _pass_failpoints(failpoints, "after")
 
 
-def _failpoint(point: str, moment: str, half_written: Path | None = None) -> None:
-    """End this process at once if this is where $MNIST_RAY_FAILPOINT says so."""
-    chosen = os.environ.get(FAILPOINT)
-    if not chosen:
+def _pass_failpoints(failpoints: Sequence[str], moment: str, half_written: Path | None = None) -> None:
+    """Count this moment of each failpoint, and kill this process at once if $MNIST_RAY_FAILPOINT names one of them."""
+    deadly = os.environ.get(FAILPOINT)
+    if not deadly:
         return
-    here = f"{point}:{moment}"
-    _passed[here] += 1
-    if chosen == f"{here}:{_passed[here]}":
-        if half_written is not None:
-            os.truncate(half_written, half_written.stat().st_size // 2)
-        os.kill(os.getpid(), signal.SIGKILL)
+    for failpoint in failpoints:
+        here = f"{failpoint}:{moment}"
+        _passed[here] += 1
+        if deadly == f"{here}:{_passed[here]}":
+            if half_written is not None:
+                os.truncate(half_written, half_written.stat().st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
-def remove_leftovers(folder: Place) -> None:
-    """Remove the files beside that writers which were killed left in `folder` and below; a store never shows any."""
+def remove_leftovers(folder: StoragePath) -> None:
+    """Remove the unfinished files of killed writers in `folder` and below. An object store has none."""
     if not isinstance(folder, Path):
         return
     for leftover in folder.rglob(".*"):
@@ -130,7 +141,7 @@ def remove_leftovers(folder: Place) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames in `folder` durable; file systems without folder handles are left alone."""
+    """Make renames in `folder` durable, on file systems that can."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -142,38 +153,39 @@ def sync_folder(folder: Path) -> None:
 # --- reading and removing ----------------------------------------------------------------------------------------
 
 
-def read(place: Place) -> bytes:
-    """Raises FileNotFoundError, OSError."""
-    return place.read_bytes() if isinstance(place, Path) else object_stores.read(place)
+def read(path: StoragePath) -> bytes:
+    """Read a file. Raises FileNotFoundError, OSError."""
+    return path.read_bytes() if isinstance(path, Path) else object_stores.read(path)
 
 
-def read_each(places: Sequence[Place]) -> list[bytes]:
-    """All of one kind; from an object store many at a time. Raises FileNotFoundError, OSError."""
-    remote = [place for place in places if not isinstance(place, Path)]
-    return object_stores.read_each(remote) if remote else [read(place) for place in places]
+def read_each(paths: Sequence[StoragePath]) -> list[bytes]:
+    """Read files of one storage, in parallel if this is an object store. Raises FileNotFoundError, OSError."""
+    remote = [path for path in paths if not isinstance(path, Path)]
+    return object_stores.read_each(remote) if remote else [read(path) for path in paths]
 
 
-def exists(place: Place) -> bool:
-    return place.exists() if isinstance(place, Path) else object_stores.exists(place)
+def exists(path: StoragePath) -> bool:
+    """Return whether there is such a file or folder."""
+    return path.exists() if isinstance(path, Path) else object_stores.exists(path)
 
 
-def children(folder: Place, pattern: str = "*") -> list[Place]:
-    """What lies directly in a folder and has a name that matches, in no order; nothing if there is no such folder."""
+def children(folder: StoragePath, pattern: str = "*") -> list[StoragePath]:
+    """List the files and folders directly in a folder whose names match, in no order; [] if there is no such folder."""
     if isinstance(folder, Path):
         return list(folder.glob(pattern))
     return list(object_stores.children(folder, pattern))
 
 
-def remove(place: Place) -> None:
-    """A file, if it is there."""
-    if isinstance(place, Path):
-        place.unlink(missing_ok=True)
+def remove(path: StoragePath) -> None:
+    """Remove a file, if there is one."""
+    if isinstance(path, Path):
+        path.unlink(missing_ok=True)
     else:
-        object_stores.remove(place)
+        object_stores.remove(path)
 
 
-def remove_tree(folder: Place) -> None:
-    """A folder, as far as that can be done: what is left is in nobody's way."""
+def remove_tree(folder: StoragePath) -> None:
+    """Remove a folder as far as possible. Errors are ignored: no reader minds what is left."""
     if isinstance(folder, Path):
         shutil.rmtree(folder, ignore_errors=True)
         return
@@ -181,45 +193,49 @@ def remove_tree(folder: Place) -> None:
         object_stores.remove_tree(folder)
 
 
-def modified_at(place: Place) -> float:
-    """By the clock of the disk or the store, in seconds since 1970. Raises FileNotFoundError, OSError."""
-    return place.stat().st_mtime if isinstance(place, Path) else object_stores.modified_at(place)
+def modified_at(path: StoragePath) -> float:
+    """Return the time of the last change by the disk's or store's clock, in seconds since 1970.
+
+    Raises FileNotFoundError, OSError.
+    """
+    return path.stat().st_mtime if isinstance(path, Path) else object_stores.modified_at(path)
 
 
 # --- sealed content ----------------------------------------------------------------------------------------------
 
 
 def sha256(content: bytes) -> str:
+    """Return the SHA-256 of `content`, in hexadecimal."""
     return hashlib.sha256(content).hexdigest()
 
 
-def write_json(path: Place, body: Any) -> None:
-    """Write `body` as readable JSON, atomically."""
+def write_json(path: StoragePath, body: Any) -> None:
+    """Write `body` as indented JSON, atomically. Raises OSError, ValueError for NaN and infinity."""
     write_atomic(path, json.dumps(body, indent=2, allow_nan=False).encode() + b"\n")
 
 
 def seal(body: Any) -> str:
-    """The SHA-256 of `body`'s canonical JSON, in hexadecimal."""
+    """Return the SHA-256 of `body`'s canonical JSON, in hexadecimal."""
     return sha256(_canonical(body))
 
 
 def sealed_json(body: Any) -> bytes:
-    """`body` as JSON together with its own hash."""
+    """Return `body` as JSON together with its own hash."""
     return json.dumps({"body": body, "sha256": seal(body)}).encode()
 
 
-def write_sealed_json(path: Place, body: Any, point: str | None = None) -> None:
-    """Write `body` as JSON together with its own hash, atomically."""
-    write_atomic(path, sealed_json(body), point)
+def write_sealed_json(path: StoragePath, body: Any, failpoint: str | None = None) -> None:
+    """Write `body` as JSON together with its own hash, atomically. Raises OSError."""
+    write_atomic(path, sealed_json(body), failpoint)
 
 
-def read_sealed_json(path: Place) -> Any:
-    """Read what `write_sealed_json` wrote. Raises CorruptFileError, FileNotFoundError."""
+def read_sealed_json(path: StoragePath) -> Any:
+    """Read the body that `write_sealed_json` wrote. Raises CorruptFileError, FileNotFoundError, OSError."""
     return unsealed(read(path), path)
 
 
-def unsealed(content: bytes, path: Place) -> Any:
-    """The body of what `sealed_json` made. path: where it was read. Raises CorruptFileError."""
+def unsealed(content: bytes, path: StoragePath) -> Any:
+    """Return the body in the result of `sealed_json`. Raises CorruptFileError, which names `path`."""
     try:
         sealed = json.loads(content)
         body, expected = sealed["body"], sealed["sha256"]
@@ -231,5 +247,5 @@ def unsealed(content: bytes, path: Place) -> Any:
 
 
 def _canonical(body: Any) -> bytes:
-    """Floats are written by repr, which reads back to the same value, so NaN and infinity survive too."""
+    """Return one JSON for each value. Floats, NaN and infinity among them, read back as the same value (`repr`)."""
     return json.dumps(body, sort_keys=True, separators=(",", ":")).encode()

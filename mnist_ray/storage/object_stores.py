@@ -1,7 +1,8 @@
 """Files in an object store, S3 or Google Cloud Storage, through fsspec.
 
-A store shows an object whole or not at all, and creates one under the condition that there is none: what renaming and
-hard links are on a disk. Only stores with such a condition are taken: it keeps two owners of a run apart.
+A store shows an object whole or not at all, and can create one on condition that there is none of this name: the
+counterparts of a disk's rename and hard link. Stores without such a condition are not supported, because the
+condition keeps two owners of a run apart.
 """
 
 import contextlib
@@ -13,119 +14,128 @@ from typing import Any
 
 from upath import UPath
 
-# By scheme, of s3fs's client: an outage of most of a minute is waited for. gcsfs has tries enough of its own.
-PATIENT: dict[str, dict[str, Any]] = {
+# The options that make a store's client repeat its requests for most of a minute, by scheme. gcsfs does so anyway.
+RETRY_OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {"config_kwargs": {"retries": {"mode": "standard", "max_attempts": 8}}},
     "gs": {},
 }
 
-SCHEMES = tuple(PATIENT)
+SCHEMES = tuple(RETRY_OPTIONS)
 
 
 class OutOfReachError(OSError):
-    """A store did not do what it was asked: it, its bucket or the right to it is missing."""
+    """A request that a store did not answer or refused: the store, its bucket or a permission is missing."""
 
 
 def is_address(text: str) -> bool:
+    """Return whether this is the address of a store, not a path on a disk."""
     return "://" in text
 
 
-def place_at(address: str, is_patient: bool = True) -> UPath:
-    """address: `s3://bucket/folder` or `gs://bucket/folder`. Credentials come from the environment, as their tools do.
+def store_path(address: str, wait_for_outages: bool = True) -> UPath:
+    """Return the path of `s3://bucket/folder` or `gs://bucket/folder`, with credentials from the environment.
 
-    Listings are never kept: others write too.
+    Listings are not cached, because other processes write too.
     """
     scheme = address.partition("://")[0]
-    options = PATIENT[scheme] if is_patient else {}
-    place: UPath = UPath(address, protocol=scheme, use_listings_cache=False, **options)
-    return place
+    options = RETRY_OPTIONS[scheme] if wait_for_outages else {}
+    path: UPath = UPath(address, protocol=scheme, use_listings_cache=False, **options)
+    return path
 
 
-def write(place: UPath, content: bytes) -> None:
-    with _failures(place, writing=True):
-        place.fs.pipe_file(place.path, content)
+def write(path: UPath, content: bytes) -> None:
+    """Write an object. Raises OutOfReachError."""
+    with _errors_named(path, is_writing=True):
+        path.fs.pipe_file(path.path, content)
 
 
-def create(place: UPath, content: bytes) -> None:
-    """Raises FileExistsError if there is another object already; an answer that got lost is no other."""
+def create(path: UPath, content: bytes) -> None:
+    """Write a new object. Raises FileExistsError if there is one with other content, OutOfReachError.
+
+    A store's reply can get lost: an object that exists with this content is taken for the one just written.
+    """
     try:
-        with _failures(place, writing=True):
-            place.fs.pipe_file(place.path, content, mode="create")
-    except OSError as error:  # s3fs calls a condition that does not hold an invalid argument
+        with _errors_named(path, is_writing=True):
+            path.fs.pipe_file(path.path, content, mode="create")
+    except OSError as error:  # s3fs reports a failed condition as an invalid argument
         try:
-            existing = read(place)
+            existing = read(path)
         except FileNotFoundError:
             raise error from None
         if existing != content:
-            raise FileExistsError(errno.EEXIST, "exists already", str(place)) from None
+            raise FileExistsError(errno.EEXIST, "exists already", str(path)) from None
 
 
-def read(place: UPath) -> bytes:
-    """Raises FileNotFoundError."""
-    with _failures(place):
-        content: bytes = place.fs.cat_file(place.path)
+def read(path: UPath) -> bytes:
+    """Read an object. Raises FileNotFoundError, OutOfReachError."""
+    with _errors_named(path):
+        content: bytes = path.fs.cat_file(path.path)
     return content
 
 
-def read_each(places: Sequence[UPath]) -> list[bytes]:
-    """Many at a time. Raises FileNotFoundError."""
-    if not places:
+def read_each(paths: Sequence[UPath]) -> list[bytes]:
+    """Read objects in parallel. Raises FileNotFoundError, OutOfReachError."""
+    if not paths:
         return []
-    with _failures(places[0]):
-        found: dict[str, bytes] = places[0].fs.cat([place.path for place in places])
-    return [found[place.path] for place in places]
+    with _errors_named(paths[0]):
+        contents: dict[str, bytes] = paths[0].fs.cat([path.path for path in paths])
+    return [contents[path.path] for path in paths]
 
 
-def children(place: UPath, pattern: str) -> list[UPath]:
-    """The objects and folders directly below, whose names match."""
-    with _failures(place):
+def children(folder: UPath, pattern: str) -> list[UPath]:
+    """List the objects and folders directly below whose names match. Raises OutOfReachError."""
+    with _errors_named(folder):
         try:
-            names = [entry["name"].rstrip("/").rpartition("/")[2] for entry in place.fs.ls(place.path, detail=True)]
+            names = [entry["name"].rstrip("/").rpartition("/")[2] for entry in folder.fs.ls(folder.path, detail=True)]
         except (FileNotFoundError, NotADirectoryError):
             return []
-    return [place / name for name in names if name and name != place.name and fnmatch(name, pattern)]
+    return [folder / name for name in names if name and name != folder.name and fnmatch(name, pattern)]
 
 
-def exists(place: UPath) -> bool:
-    with _failures(place):
-        return bool(place.fs.exists(place.path))
+def exists(path: UPath) -> bool:
+    """Return whether there is an object or folder of this name. Raises OutOfReachError."""
+    with _errors_named(path):
+        return bool(path.fs.exists(path.path))
 
 
-def remove(place: UPath) -> None:
-    """An object, if it is there."""
-    with _failures(place), contextlib.suppress(FileNotFoundError):
-        place.fs.rm_file(place.path)
+def remove(path: UPath) -> None:
+    """Remove an object, if there is one. Raises OutOfReachError."""
+    with _errors_named(path), contextlib.suppress(FileNotFoundError):
+        path.fs.rm_file(path.path)
 
 
-def remove_tree(place: UPath) -> None:
-    """Everything below, if there is anything."""
-    with _failures(place), contextlib.suppress(FileNotFoundError):
-        place.fs.rm(place.path, recursive=True)
+def remove_tree(folder: UPath) -> None:
+    """Remove every object below, if there are any. Raises OutOfReachError."""
+    with _errors_named(folder), contextlib.suppress(FileNotFoundError):
+        folder.fs.rm(folder.path, recursive=True)
 
 
-def modified_at(place: UPath) -> float:
-    """When an object was written, by the store's clock, in seconds since 1970; of a folder, the latest directly in it.
+def modified_at(path: UPath) -> float:
+    """Return the time at which an object was written, by the store's clock, in seconds since 1970.
 
-    Raises FileNotFoundError.
+    The time of a folder is the latest of the objects directly in it. Raises FileNotFoundError, OutOfReachError.
     """
-    with _failures(place):
-        entries = [place.fs.info(place.path)]
+    with _errors_named(path):
+        entries = [path.fs.info(path.path)]
         if entries[0]["type"] == "directory":
-            entries = [entry for entry in place.fs.ls(place.path, detail=True) if entry["type"] == "file"]
-        return max((place.fs.modified(entry["name"]).timestamp() for entry in entries), default=0.0)
+            entries = [entry for entry in path.fs.ls(path.path, detail=True) if entry["type"] == "file"]
+        return max((path.fs.modified(entry["name"]).timestamp() for entry in entries), default=0.0)
 
 
 @contextlib.contextmanager
-def _failures(place: UPath, writing: bool = False) -> Iterator[None]:
-    """What a store's client raises becomes an OSError that names the place; a file that is read and missing is that."""
+def _errors_named(path: UPath, is_writing: bool = False) -> Iterator[None]:
+    """Turn every error of a store's client into an OutOfReachError that names the path.
+
+    A FileNotFoundError stays one, unless the body writes: then the bucket is missing.
+    """
     try:
         yield
     except Exception as error:
-        if isinstance(error, FileNotFoundError) and not writing:
+        if isinstance(error, FileNotFoundError) and not is_writing:
             raise
-        raise OutOfReachError(errno.EREMOTEIO, _without_secrets(error), str(place)) from error
+        raise OutOfReachError(errno.EREMOTEIO, _without_secrets(error), str(path)) from error
 
 
 def _without_secrets(error: Any) -> str:
-    """An endpoint's address can hold a user's name and password."""
+    """Return the error's text on one line, without the user name and password that an endpoint's address can hold."""
     return re.sub(r"//[^/@\s]+@", "//", " ".join(str(error).split()) or type(error).__name__)

@@ -18,7 +18,7 @@ from torch import Tensor
 from mnist_ray.config import TrainingConfig
 from mnist_ray.errors import CorruptFileError
 from mnist_ray.storage.files import (
-    Place,
+    StoragePath,
     children,
     exists,
     read,
@@ -74,12 +74,12 @@ class Checkpoints:
 
     def __init__(
         self,
-        folder: Place,
+        folder: StoragePath,
         config: TrainingConfig,
-        earlier: Sequence[Place] = (),
+        earlier: Sequence[StoragePath] = (),
         every_s: float = 5.0,
         num_kept: int = 2,
-        must_see: Place | None = None,
+        must_see: StoragePath | None = None,
     ) -> None:
         """earlier: folders of owners before, which are read, and removed once there is enough in `folder`.
 
@@ -95,7 +95,7 @@ class Checkpoints:
 
     @classmethod
     def of_generation(
-        cls, folder: Place, generation: int, config: TrainingConfig, must_see: Place | None = None
+        cls, folder: StoragePath, generation: int, config: TrainingConfig, must_see: StoragePath | None = None
     ) -> "Checkpoints":
         """folder: of the training; below it each generation of owners has one."""
         own = folder / f"{generation:06d}"
@@ -139,7 +139,7 @@ class Checkpoints:
                 logger.warning("checkpoint %s is not used: %s", folder, error)
         return None
 
-    def _remove_all_but_latest(self, latest: Place) -> None:
+    def _remove_all_but_latest(self, latest: StoragePath) -> None:
         """What lies after `latest` could not be used, or training would have gone on from there."""
         epochs = _epochs_in(self._folder)
         kept = epochs[: epochs.index(latest) + 1][-self._num_kept :]
@@ -147,7 +147,7 @@ class Checkpoints:
         for folder in [*(epoch for epoch in epochs if epoch not in kept), *superseded]:
             remove_tree(folder)
 
-    def _read(self, folder: Place) -> SavedState:
+    def _read(self, folder: StoragePath) -> SavedState:
         manifest = read_sealed_json(folder / MANIFEST_NAME)
         tensors = read(folder / TENSORS_NAME)
         if sha256(tensors) != manifest["tensors_sha256"]:
@@ -157,7 +157,7 @@ class Checkpoints:
         return SavedState(manifest["completed_epochs"], manifest["history"], tensors)
 
 
-def _epochs_in(*folders: Place) -> list[Place]:
+def _epochs_in(*folders: StoragePath) -> list[StoragePath]:
     """The checkpoints in these folders, in the order of their epochs."""
     epochs = [epoch for folder in folders for epoch in children(folder, "epoch-*")]
     return sorted(epochs, key=lambda epoch: (len(epoch.name), epoch.name))

@@ -29,14 +29,14 @@ from mnist_ray.ray_backend.train import worker as ranks
 from mnist_ray.ray_backend.train.messages import Retraining
 from mnist_ray.ray_backend.tune import search as tuning
 from mnist_ray.record.exports import write_views
-from mnist_ray.storage.files import FAILPOINT, Place, place_of
+from mnist_ray.storage.files import FAILPOINT, StoragePath, storage_path
 from mnist_ray.training.checkpoint import Checkpoints, SavedState, fit_resumably
 from mnist_ray.training.loop import TrainingData, TrainState, Worker
 
 NUM_IMAGES = 90
 
 
-def small_spec(storage: Place | str, **changes: Any) -> JobSpec:
+def small_spec(storage: StoragePath | str, **changes: Any) -> JobSpec:
     return parse_spec(
         {
             "name": "small",
@@ -102,7 +102,7 @@ def run_one_by_one(ledger: Any, shared: LocalData, num_open: int, num_concurrent
         trial = LocalTrial(values)
         ledger.scheduler.on_trial_add(None, trial)
         config = TrainingConfig(**values["config"])
-        checkpoints = Checkpoints.of_generation(place_of(values["checkpoints"]), values["generation"], config)
+        checkpoints = Checkpoints.of_generation(storage_path(values["checkpoints"]), values["generation"], config)
         for row in rows(fit_resumably(config, shared.get(torch.device("cpu")), checkpoints)):
             action = ledger.scheduler.on_trial_result(None, trial, row)
             trial.last_result = row
@@ -202,7 +202,7 @@ def run_in_a_fork(spec: JobSpec, failpoint: str = "") -> int:
     return in_a_fork(call)
 
 
-def essence(path: Place) -> dict[str, Any]:
+def essence(path: StoragePath) -> dict[str, Any]:
     """What must not depend on kills: everything on record but times, sessions and machines."""
     run = RunDir(path)
     trainings = {

@@ -12,7 +12,7 @@ from mnist_ray.errors import SpecError
 from mnist_ray.record.exports import views_are_current
 from mnist_ray.record.rundir import RunDir
 from mnist_ray.storage import files
-from mnist_ray.storage.files import place_of
+from mnist_ray.storage.files import storage_path
 from mnist_ray.storage.object_stores import OutOfReachError
 from mnist_ray.training.checkpoint import Checkpoints
 from tests.faults.nodes import real_nodes
@@ -40,8 +40,8 @@ def test_kills_in_a_store_are_made_good_by_the_same_command(plain_loops: None, s
             storage = f"{store}/{point.replace(':', '-')}"
             assert run_in_a_fork(small_spec(storage), point) == -9, f"{point} was not reached"
             assert run_in_a_fork(small_spec(storage)) == 0, point
-            assert essence(place_of(storage) / "small") == expected, point
-            assert views_are_current(RunDir(place_of(storage) / "small")), point
+            assert essence(storage_path(storage) / "small") == expected, point
+            assert views_are_current(RunDir(storage_path(storage) / "small")), point
 
     assert in_forks(lambda: drive(POINTS[::2]), lambda: drive(POINTS[1::2])) == [0, 0]
 
@@ -52,7 +52,7 @@ def test_a_run_in_a_store_is_reported_compared_and_listed(
     assert in_forks(lambda: run_job(small_spec(store)), lambda: run_job(small_spec(tmp_path))) == [0, 0]
     assert main(["report", "small", "--storage", store]) == 0
     assert f"report: {store}/small/report.html" in capsys.readouterr().out
-    assert files.read(place_of(f"{store}/small/report.html")).startswith(b"<!doctype html>")
+    assert files.read(storage_path(f"{store}/small/report.html")).startswith(b"<!doctype html>")
     assert main(["results", "--storage", store]) == 0
     assert main(["compare", f"{store}/small", str(tmp_path / "small")]) == 0
 
@@ -71,7 +71,7 @@ def test_a_node_that_does_not_share_the_storage_is_named_before_anything_is_trai
     spec = small_spec(store, retrain={"num_epochs": 1, "workers": 1})
     with pytest.raises(SpecError, match=r"node [\d.]+ does not share it \(.*redential"):
         run_job(spec, Site(a_node_without_the_key))
-    assert RunDir(place_of(store) / "small").trainings("search") == []
+    assert RunDir(storage_path(store) / "small").trainings("search") == []
 
 
 def test_a_node_that_comes_later_and_has_another_storage_saves_nothing(tmp_path: Path) -> None:

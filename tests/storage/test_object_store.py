@@ -20,12 +20,12 @@ from mnist_ray.storage.files import (
     create_atomic,
     exists,
     modified_at,
-    place_of,
     read,
     read_each,
     remove,
     remove_tree,
     replace_atomic,
+    storage_path,
     write_atomic,
 )
 from mnist_ray.storage.object_stores import OutOfReachError
@@ -38,7 +38,7 @@ CONFIG = TrainingConfig(num_epochs=2)
 
 def begin(path: object) -> RunDir:
     """A run with an owner, a stage, a training of one epoch and a model."""
-    run = RunDir(place_of(str(path)))
+    run = RunDir(storage_path(str(path)))
     run.take({"host": "here", "pid": 1, "version": "0"})
     run.record_stage("started", spec={})
     run.record_asked("trial-0000", "search", {"learning_rate": 0.1}, number=0)
@@ -48,7 +48,7 @@ def begin(path: object) -> RunDir:
 
 
 def test_files_are_written_read_listed_and_removed(store: str) -> None:
-    folder = place_of(f"{store}/some/folder")
+    folder = storage_path(f"{store}/some/folder")
     assert not exists(folder) and children(folder) == []
     write_atomic(folder / "a.json", b"1")
     write_atomic(folder / "a.json", b"2")
@@ -68,7 +68,7 @@ def test_files_are_written_read_listed_and_removed(store: str) -> None:
 
 
 def test_of_many_who_create_the_same_one_does(store: str) -> None:
-    place, winners = place_of(f"{store}/contested"), []
+    place, winners = storage_path(f"{store}/contested"), []
 
     def create(number: int) -> None:
         try:
@@ -94,8 +94,8 @@ def test_a_record_in_a_store_is_that_on_a_disk(store: str, tmp_path: Path) -> No
     (training,) = again.trainings("search")
     assert training.history[0].items() >= ROW.items() and training.status == "complete"
     assert again.model_content("trial-0000") == b"weights"
-    assert [run.path.name for run in runs_in(place_of(f"{store}/runs"))] == ["one"]
-    assert find_run("one", place_of(f"{store}/runs")).exists
+    assert [run.path.name for run in runs_in(storage_path(f"{store}/runs"))] == ["one"]
+    assert find_run("one", storage_path(f"{store}/runs")).exists
     assert find_run(f"{store}/runs/one", Path("results")).exists
 
 
@@ -127,7 +127,7 @@ def test_a_silent_owner_is_waited_for_and_a_living_one_is_not_disturbed(
 ) -> None:
     for name, seconds in (("RENEW_S", 0.5), ("EXPIRE_S", 4.0), ("LOOK_S", 0.2)):
         monkeypatch.setattr(ownership, name, seconds)
-    run = RunDir(place_of(f"{store}/run"))
+    run = RunDir(storage_path(f"{store}/run"))
     monkeypatch.setattr(ownership, "place", lambda: {"boot": "another machine"})
     with owned(run, lambda note: None, lambda: None):
         with pytest.raises(OwnedByAnotherError), owned(RunDir(run.path), lambda note: None, lambda: None):
@@ -142,7 +142,7 @@ def test_a_silent_owner_is_waited_for_and_a_living_one_is_not_disturbed(
 
 
 def test_checkpoints_go_on_where_they_were_and_a_torn_one_is_passed_over(store: str) -> None:
-    folder = place_of(f"{store}/run/checkpoints/trial-0000")
+    folder = storage_path(f"{store}/run/checkpoints/trial-0000")
     first = Checkpoints.of_generation(folder, 1, CONFIG)
     for epoch in (1, 2, 3):
         first.save(SavedState(epoch, [{"epoch": epoch}], b"tensors of %d" % epoch))
@@ -216,8 +216,8 @@ def test_an_endpoint_with_a_password_is_not_repeated(store: str, monkeypatch: py
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://someone:canary@127.0.0.1:{port}")
-    monkeypatch.setattr("mnist_ray.storage.object_stores.PATIENT", {"s3": {}})
+    monkeypatch.setattr("mnist_ray.storage.object_stores.RETRY_OPTIONS", {"s3": {}})
     S3FileSystem.clear_instance_cache()
     with pytest.raises(OutOfReachError) as caught:
-        read(place_of(f"{store}/file"))
+        read(storage_path(f"{store}/file"))
     assert "canary" not in str(caught.value)

@@ -20,8 +20,8 @@ COUNT = "import ray; ray.init(address='auto', logging_level=40); print(sum(n['Al
 ENDED = """
 import json, sys
 from mnist_ray import RunDir
-from mnist_ray.storage.files import place_of
-events = RunDir(place_of(sys.argv[1])).events()
+from mnist_ray.storage.files import storage_path
+events = RunDir(storage_path(sys.argv[1])).events()
 print(json.dumps({event["id"]: event["at"] for event in events if event["kind"] == "ended"}))
 """
 

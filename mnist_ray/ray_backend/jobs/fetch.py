@@ -16,7 +16,7 @@ from mnist_ray.ray_backend.jobs.submit import JOB_ENVIRONMENT, follow, latest_jo
 from mnist_ray.record.archive import packed, unpack
 from mnist_ray.record.exports import write_views
 from mnist_ray.record.rundir import RunDir
-from mnist_ray.storage.files import Place, place_of, seal
+from mnist_ray.storage.files import StoragePath, seal, storage_path
 from mnist_ray.storage.object_stores import OutOfReachError
 
 MONITORED_S = 3.0  # so long Ray looks after a job that is over; one deleted in that time comes back as failed
@@ -41,12 +41,12 @@ def packed_run(address: str | None, name: str, storage: str | None, note: Say) -
     return _through_cluster(server, name, storage, note)
 
 
-def _folder_here(storage: str, name: str) -> Place | None:
+def _folder_here(storage: str, name: str) -> StoragePath | None:
     """The run's folder, if this machine sees it; a home folder is that of the cluster, whatever is in the one here."""
     if storage.startswith("~"):
         return None
     check_storage(storage)
-    folder = place_of(storage, is_patient=False) / name
+    folder = storage_path(storage, wait_for_outages=False) / name
     with contextlib.suppress(OutOfReachError):
         return folder if folder.is_absolute() and RunDir(folder).exists else None
     return None

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mnist_ray.config import TrainingConfig
-from mnist_ray.storage.failures import DiskTrouble
-from mnist_ray.storage.files import Place
+from mnist_ray.storage.failures import StorageFailure
+from mnist_ray.storage.files import StoragePath
 
 
 @dataclass(frozen=True)
@@ -14,9 +14,9 @@ class Retraining:
 
     id: str
     config: TrainingConfig
-    checkpoints: Place  # its folder; below it each generation of owners has one
+    checkpoints: StoragePath  # its folder; below it each generation of owners has one
     generation: int
-    must_see: Place | None = None  # a file that is there, unless the node has other storage under the same name
+    must_see: StoragePath | None = None  # a file that is there, unless the node has other storage under the same name
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ Message = EpochDone | RetrainingDone
 
 KINDS = {
     kind.__name__: kind
-    for kind in (EpochDone, RetrainingDone, ControllerStarted, GroupStarting, GroupEnded, DiskTrouble)
+    for kind in (EpochDone, RetrainingDone, ControllerStarted, GroupStarting, GroupEnded, StorageFailure)
 }
 
 

@@ -19,7 +19,7 @@ from mnist_ray.ray_backend.train.messages import (
     unpacked,
 )
 from mnist_ray.ray_backend.train.worker import name_of
-from mnist_ray.storage.failures import DiskTrouble
+from mnist_ray.storage.failures import StorageFailure
 
 WAITING_NOTE_S = 60.0
 
@@ -46,7 +46,7 @@ class Supervisor:
         self._failures_before = 0  # those of the trainings that have ended
         self.num_failures = 0  # preempted nodes do not count
         self.last_failure: str | None = None
-        self.disk_trouble: DiskTrouble | None = None
+        self.disk_trouble: StorageFailure | None = None
 
     @property
     def open_trainings(self) -> list[Retraining]:
@@ -70,14 +70,14 @@ class Supervisor:
         self._end_if_hanging()
         self._say_if_waiting()
 
-    def _take(self, message: Message | ControllerStarted | GroupStarting | GroupEnded | DiskTrouble) -> None:
+    def _take(self, message: Message | ControllerStarted | GroupStarting | GroupEnded | StorageFailure) -> None:
         if isinstance(message, GroupEnded):
             self.count_failure(message)
         elif isinstance(message, GroupStarting):
             self._expect(message.num_workers)
         elif isinstance(message, ControllerStarted):
             self.controller = message
-        elif isinstance(message, DiskTrouble):
+        elif isinstance(message, StorageFailure):
             self.disk_trouble = message
         elif isinstance(message, RetrainingDone):
             self._receive(replace(message, num_failures=self.num_failures - self._failures_before))

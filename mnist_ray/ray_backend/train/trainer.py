@@ -113,7 +113,7 @@ def _run_group(supervisor: Supervisor, data: SharedData, settings: Retrain, max_
             ray.kill(supervisor.controller.actor)  # with the controller its workers die too
             _withdraw_request(supervisor.controller.run_id)
     if supervisor.disk_trouble is not None:
-        raise supervisor.disk_trouble.error()
+        raise supervisor.disk_trouble.to_error()
 
 
 def _scaling(settings: Retrain) -> ScalingConfig:

@@ -15,8 +15,8 @@ import torch.distributed as dist
 from mnist_ray.config import Retrain
 from mnist_ray.ray_backend.heartbeat import beating
 from mnist_ray.ray_backend.train.messages import EpochDone, Message, Retraining, RetrainingDone, packed
-from mnist_ray.storage.failures import DiskTrouble
-from mnist_ray.storage.files import Place
+from mnist_ray.storage.failures import StorageFailure
+from mnist_ray.storage.files import StoragePath
 from mnist_ray.training import progress_counter as pulse
 from mnist_ray.training.checkpoint import Checkpoints, fit_resumably, model_to_bytes
 from mnist_ray.training.kernels.collectives import connected_ranks
@@ -88,12 +88,12 @@ def train_one(training: Retraining, data: Any, worker: Worker, send: Callable[[M
 class _CannotSaveError(Exception):
     """Rank 0 could not save a checkpoint; `trouble` is None on the other ranks."""
 
-    def __init__(self, trouble: DiskTrouble | None) -> None:
+    def __init__(self, trouble: StorageFailure | None) -> None:
         super().__init__("the disk of the checkpoints is full or read-only")
         self.trouble = trouble
 
 
-def _saved(states: Iterator[TrainState], folder: Place, worker: Worker) -> Iterator[TrainState]:
+def _saved(states: Iterator[TrainState], folder: StoragePath, worker: Worker) -> Iterator[TrainState]:
     """The states, as long as rank 0 can save them.
 
     Then every rank raises _CannotSaveError, so that the group ends in order rather than by a failure, which Ray
@@ -104,7 +104,7 @@ def _saved(states: Iterator[TrainState], folder: Place, worker: Worker) -> Itera
         try:
             state = next(states, None)
         except OSError as error:
-            trouble = DiskTrouble.of(error, folder)
+            trouble = StorageFailure.from_error(error, folder)
             if trouble is None:
                 raise
         if _rank_0_says(trouble is not None, worker):

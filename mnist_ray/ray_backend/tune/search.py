@@ -24,15 +24,15 @@ from mnist_ray.ray_backend.shared_data import SharedData
 from mnist_ray.record.rundir import RunDir, Status, Training
 from mnist_ray.record.selection import Confirmation
 from mnist_ray.record.study import SearchStudy, direction, seed_of_trial
-from mnist_ray.storage.failures import DiskTrouble
-from mnist_ray.storage.files import place_of
+from mnist_ray.storage.failures import StorageFailure
+from mnist_ray.storage.files import storage_path
 from mnist_ray.training.checkpoint import Checkpoints, fit_resumably
 from mnist_ray.training.loop import DivergedError, Worker
 from mnist_ray.training.process import prepare_to_train
 
 FAILURE = "failure"  # the key of a trial's last report if it failed: a line for people
 TRACEBACK = "traceback"
-DISK_TROUBLE = "disk_trouble"  # the key of a trial's last report if its disk is full or read-only: a DiskTrouble
+DISK_TROUBLE = "disk_trouble"  # the key of a trial's last report if its disk is full or read-only: a StorageFailure
 
 
 class TrialListener(Protocol):
@@ -54,8 +54,8 @@ def run_trial(values: dict[str, Any], data: SharedData, settings: Search, inbox:
     prepare_to_train(settings.cpus_per_trial)
     config = TrainingConfig(**values["config"])
     worker = Worker(device=torch.device(_device(settings)))
-    folder = place_of(values["checkpoints"])
-    checkpoints = Checkpoints.of_generation(folder, values["generation"], config, place_of(values["must_see"]))
+    folder = storage_path(values["checkpoints"])
+    checkpoints = Checkpoints.of_generation(folder, values["generation"], config, storage_path(values["must_see"]))
     num_reported = 0
     with beating(inbox, values["training_id"]):
         try:
@@ -66,7 +66,7 @@ def run_trial(values: dict[str, Any], data: SharedData, settings: Search, inbox:
         except DivergedError as error:
             tune.report(_failure(str(error), None))
         except Exception as error:
-            trouble = DiskTrouble.of(error, folder) if isinstance(error, OSError) else None
+            trouble = StorageFailure.from_error(error, folder) if isinstance(error, OSError) else None
             reason = f"{type(error).__name__}: {error}"
             tune.report(
                 {DISK_TROUBLE: trouble} if trouble else _failure(reason.splitlines()[0], traceback.format_exc())
@@ -301,7 +301,7 @@ class _Ledger(tune.Callback):
     def _take_result(self, trial: Trial, result: dict[str, Any]) -> None:
         self._in_flight[trial.config["training_id"]] = trial
         if DISK_TROUBLE in result:
-            raise result[DISK_TROUBLE].error()
+            raise result[DISK_TROUBLE].to_error()
         if FAILURE not in result:
             row = {key: value for key, value in result.items() if _is_of_row(key)}
             self.run.record_epoch(trial.config["training_id"], row)

@@ -1,0 +1,18 @@
+"""Space that a run takes."""
+
+from mnist_ray.config import JobSpec
+
+EVENT_BYTES = 4096  # a block of most file systems
+TRAINING_BYTES = 2 * 256 * 1024  # 17,706 parameters and Adam's two moments of each, twice
+TESTED_BYTES = 2 * (1 << 20)  # weights and the logits of 10,000 images, in the record and as copies
+EXPORTS_BYTES = 16 * (1 << 20)  # the report alone up to 8
+
+
+def bytes_needed(spec: JobSpec) -> int:
+    """Estimate the most that a run takes in its folder: record, two checkpoints of each training, models, exports."""
+    num_retrainings = 2 * len(spec.retrain.seeds)
+    num_tried = spec.search.num_trials + (spec.confirm.top_k * spec.confirm.seeds if spec.confirm else 0)
+    num_events = num_tried * (spec.search.num_epochs + 2)
+    num_events += num_retrainings * (spec.retrain.num_epochs + 2) + 100
+    num_trainings = num_tried + num_retrainings
+    return num_events * EVENT_BYTES + num_trainings * TRAINING_BYTES + num_retrainings * TESTED_BYTES + EXPORTS_BYTES
