@@ -17,8 +17,8 @@ from scipy import stats
 from torch import nn
 from torch.nn import functional
 
+from mnist_ray import data
 from mnist_ray.config import Precision, TrainingConfig
-from mnist_ray.data import datasets as data
 from mnist_ray.metrics import Score
 from mnist_ray.training.loop import Examples, TrainingData, TrainState, evaluate, fit
 from mnist_ray.training.model import MnistCNN

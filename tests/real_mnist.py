@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mnist_ray.data.datasets import DATA_SETS
+from mnist_ray.data import DATA_SETS
 
 REAL_RAW = Path(os.environ.get("MNIST_RAY_TEST_DATA", "")) / "MNIST" / "raw"
 needs_mnist = pytest.mark.skipif(

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mnist_ray import data
 from mnist_ray.benchmarks.findings import Section
 from mnist_ray.config import JobSpec, Retrain, TrainingConfig, parse_spec
-from mnist_ray.data import datasets as data
 from mnist_ray.pipeline.job import Site, search_job
 from mnist_ray.ray_backend.cluster import connected
 from mnist_ray.ray_backend.shared_data import SharedData

@@ -4,8 +4,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from mnist_ray import data
 from mnist_ray.benchmarks.findings import Machine, Section, markdown, put_between, write_findings
-from mnist_ray.data import datasets as data
 
 BEGIN, END = "<!-- benchmark:begin -->", "<!-- benchmark:end -->"
 PARTS = ("steps", "workers", "retraining", "search")

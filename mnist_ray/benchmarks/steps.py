@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
+from mnist_ray import data
 from mnist_ray.benchmarks.findings import Section
 from mnist_ray.config import Precision, TrainingConfig
-from mnist_ray.data import datasets as data
 from mnist_ray.training.cuda_graph import capture_for
 from mnist_ray.training.loop import Examples, Steps, TrainState, Worker
 from mnist_ray.training.process import prepare_to_train

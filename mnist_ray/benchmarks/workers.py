@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
+from mnist_ray import data
 from mnist_ray.benchmarks.findings import Section
 from mnist_ray.config import TrainingConfig
-from mnist_ray.data import datasets as data
 from mnist_ray.training.kernels.collectives import exchanging_s
 from mnist_ray.training.loop import Examples, Steps, TrainState, Worker
 from mnist_ray.training.process import group_on_this_machine, prepare_to_train

@@ -299,7 +299,7 @@ def _replay(arguments: argparse.Namespace) -> int:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from mnist_ray.data.datasets import data_dir_of
+    from mnist_ray.data import data_dir_of
     from mnist_ray.pipeline.doctor import examine
 
     data_dir = data_dir_of(arguments.data_dir)
@@ -311,7 +311,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 def _benchmark(arguments: argparse.Namespace) -> int:
     from mnist_ray.benchmarks.run import PARTS, benchmark, report
-    from mnist_ray.data.datasets import data_dir_of
+    from mnist_ray.data import data_dir_of
 
     parts = arguments.parts or list(PARTS)
     unknown = [part for part in parts if part not in PARTS]

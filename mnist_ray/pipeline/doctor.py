@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from mnist_ray import __version__
-from mnist_ray.data import datasets as data
+from mnist_ray import __version__, data
 from mnist_ray.errors import SpecError
 from mnist_ray.ray_backend.cluster import PACKAGES_ON_EVERY_NODE, address_in_use, connected, local_capacity
 from mnist_ray.storage.files import StoragePath, remove, write_atomic

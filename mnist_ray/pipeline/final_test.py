@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from mnist_ray.data.datasets import LabelledImages
+from mnist_ray.data import LabelledImages
 from mnist_ray.pipeline.prediction import trained_model
 from mnist_ray.record.rundir import RunDir
 from mnist_ray.training.evaluation import logits_of, score_of

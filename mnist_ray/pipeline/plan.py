@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mnist_ray import data
 from mnist_ray.config import JobSpec, Retrain, Search
-from mnist_ray.data import datasets as data
 from mnist_ray.errors import SpecError
 from mnist_ray.ray_backend.cluster import Capacity
 from mnist_ray.record.disk_use import bytes_needed

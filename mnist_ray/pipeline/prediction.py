@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from mnist_ray import data
 from mnist_ray.config import parse_spec
-from mnist_ray.data import datasets as data
 from mnist_ray.data.images import read_image
 from mnist_ray.errors import SpecError
 from mnist_ray.record.rundir import RunDir, runs_in

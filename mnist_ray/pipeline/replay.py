@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
-from mnist_ray import __version__
+from mnist_ray import __version__, data
 from mnist_ray.config import TrainingConfig, parse_spec
-from mnist_ray.data import datasets as data
 from mnist_ray.errors import SpecError
 from mnist_ray.pipeline.provenance import processor, source_sha256
 from mnist_ray.ray_backend.cluster import installed_versions

@@ -18,7 +18,7 @@ from mnist_ray.record.selection import Choice, choose, confirmations
 from mnist_ray.record.tables import ROLE_OF_CHOICE_AND_RECIPE
 
 if TYPE_CHECKING:
-    from mnist_ray.data.datasets import LabelledImages, PixelStatistics, Split
+    from mnist_ray.data import LabelledImages, PixelStatistics, Split
     from mnist_ray.ray_backend.shared_data import SharedData
 
 
@@ -88,7 +88,7 @@ class Stages:
     # --- data
 
     def load_data(self) -> None:
-        from mnist_ray.data import datasets as data
+        from mnist_ray import data
 
         folder = data.data_dir_of(self._spec.data.dir)
         self._data_dir = folder
@@ -327,7 +327,7 @@ class Stages:
         """Unseal the test split, once, and score each retrained model on it."""
         if self._run.stage("tested"):
             return
-        from mnist_ray.data import datasets as data
+        from mnist_ray import data
         from mnist_ray.pipeline.final_test import TestRecorder
 
         complete = [plan["id"] for plan in self._retrainings() if self._is_complete(plan["id"])]

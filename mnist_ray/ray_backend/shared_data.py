@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import ray
 import torch
 
-from mnist_ray.data.datasets import LabelledImages, PixelStatistics
+from mnist_ray.data import LabelledImages, PixelStatistics
 from mnist_ray.training.loop import Examples, TrainingData
 
 

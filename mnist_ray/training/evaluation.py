@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mnist_ray.data.datasets import LabelledImages
+from mnist_ray.data import LabelledImages
 from mnist_ray.metrics import Score
 from mnist_ray.training.loop import EVALUATION_BATCH_SIZE, Examples, predict
 from mnist_ray.training.metrics import summed_loss

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mnist_ray.config import TrainingConfig
-from mnist_ray.data.datasets import LabelledImages, PixelStatistics
+from mnist_ray.data import LabelledImages, PixelStatistics
 from mnist_ray.metrics import EpochMetrics, Score
 from mnist_ray.training import progress_counter as pulse
 from mnist_ray.training.cuda_graph import Capture, capture_for

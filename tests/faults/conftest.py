@@ -12,7 +12,7 @@ import pytest
 
 from mnist_ray.cli.main import main
 from mnist_ray.config import JobSpec, dump_spec
-from mnist_ray.data.datasets import load_training
+from mnist_ray.data import load_training
 from mnist_ray.record.rundir import RunDir
 from tests.faults.made_run import NAME, made_spec, make_finished_run, make_open_run
 

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from mnist_ray import __version__
+from mnist_ray import __version__, data
 from mnist_ray.config import JobSpec, TrainingConfig, parse_spec
-from mnist_ray.data import datasets as data
 from mnist_ray.pipeline.final_test import TestRecorder
 from mnist_ray.record.exports import write_views
 from mnist_ray.record.process import this_process

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from mnist_ray.config import TrainingConfig
-from mnist_ray.data.datasets import LabelledImages, pixel_statistics
+from mnist_ray.data import LabelledImages, pixel_statistics
 from mnist_ray.training import loop as training
 from mnist_ray.training.checkpoint import Checkpoints, SavedState, fit_resumably
 from mnist_ray.training.kernels import dropout

@@ -16,9 +16,8 @@ import pytest
 import torch
 from ray.tune.schedulers import TrialScheduler
 
-from mnist_ray import JobSpec, RunDir, parse_spec, run_job
+from mnist_ray import JobSpec, RunDir, data, parse_spec, run_job
 from mnist_ray.config import Retrain, TrainingConfig
-from mnist_ray.data import datasets as data
 from mnist_ray.pipeline import job
 from mnist_ray.pipeline.provenance import processor
 from mnist_ray.ray_backend import shared_data

@@ -13,7 +13,7 @@ import torch
 
 from mnist_ray import JobSpec, RunDir, Site, parse_spec, train_job
 from mnist_ray.config import TrainingConfig
-from mnist_ray.data.datasets import load_training, pixel_statistics, stratified_split
+from mnist_ray.data import load_training, pixel_statistics, stratified_split
 from mnist_ray.pipeline.stages import Listener
 from mnist_ray.ray_backend.shared_data import SharedData
 from mnist_ray.ray_backend.train import trainer as distributed

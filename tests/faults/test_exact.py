@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load
 
 from mnist_ray.config import TrainingConfig
-from mnist_ray.data.datasets import LabelledImages, load_training
+from mnist_ray.data import LabelledImages, load_training
 from tests.faults.ranks import (
     Mutant,
     Plan,

@@ -13,7 +13,7 @@ import pytest
 import ray
 
 from mnist_ray.config import Retrain, TrainingConfig
-from mnist_ray.data.datasets import load_training, pixel_statistics
+from mnist_ray.data import load_training, pixel_statistics
 from mnist_ray.ray_backend.cluster import connected
 from mnist_ray.ray_backend.heartbeat import start_inbox
 from mnist_ray.ray_backend.shared_data import SharedData

@@ -144,7 +144,7 @@ def test_a_later_evaluation_gets_the_recorded_scores(finished: tuple[JobSpec, Ru
 
 
 def test_kept_logits_belong_to_the_scores(finished: tuple[JobSpec, RunDir]) -> None:
-    from mnist_ray.data.datasets import load_test
+    from mnist_ray.data import load_test
 
     _, run = finished
     labels = load_test("digits", Path()).labels
@@ -156,7 +156,7 @@ def test_kept_logits_belong_to_the_scores(finished: tuple[JobSpec, RunDir]) -> N
 def test_the_models_predict_image_files(finished: tuple[JobSpec, RunDir], tmp_path: Path) -> None:
     from PIL import Image
 
-    from mnist_ray.data.datasets import load_training
+    from mnist_ray.data import load_training
 
     _, run = finished
     examples = load_training("digits", Path())

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mnist_ray import RunDir, SpecError, parse_spec, run_job
-from mnist_ray.data import datasets as data
+from mnist_ray import RunDir, SpecError, data, parse_spec, run_job
 from mnist_ray.record.tables import results_table
 from mnist_ray.report.analysis.predictions import images_of_test, predictions
 from mnist_ray.report.write import write_report

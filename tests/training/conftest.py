@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mnist_ray.data.datasets import LabelledImages, load_training, pixel_statistics
+from mnist_ray.data import LabelledImages, load_training, pixel_statistics
 from mnist_ray.training.loop import Examples, TrainingData
 
 CPU = torch.device("cpu")

@@ -152,7 +152,7 @@ def test_the_state_holds_every_tensor_of_model_and_optimizer(four_epochs: Outcom
 
 
 def _statistics() -> Any:
-    from mnist_ray.data.datasets import PixelStatistics
+    from mnist_ray.data import PixelStatistics
 
     return PixelStatistics(0.1, 0.3)
 

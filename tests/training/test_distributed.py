@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mnist_ray.config import TrainingConfig
-from mnist_ray.data.datasets import LabelledImages, PixelStatistics, pixel_statistics
+from mnist_ray.data import LabelledImages, PixelStatistics, pixel_statistics
 from mnist_ray.metrics import Score
 from mnist_ray.training.checkpoint import Checkpoints, SavedState, fit_resumably
 from mnist_ray.training.kernels.batch_norm_pool import normalised_and_pooled

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mnist_ray.config import TrainingConfig
-from mnist_ray.data.datasets import LabelledImages
+from mnist_ray.data import LabelledImages
 from mnist_ray.errors import CorruptFileError
 from mnist_ray.training.checkpoint import model_from_bytes, model_to_bytes
 from mnist_ray.training.evaluation import logits_of, score_of

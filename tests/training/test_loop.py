@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mnist_ray.config import TrainingConfig
-from mnist_ray.data.datasets import PixelStatistics
+from mnist_ray.data import PixelStatistics
 from mnist_ray.metrics import EpochMetrics, Score
 from mnist_ray.training.loop import (
     DivergedError,

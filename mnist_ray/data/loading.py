@@ -1,0 +1,75 @@
+"""Fetching, loading and looking for data sets by name.
+
+The bytes that are read are the bytes that were hashed: a packed file is read once, compared with the SHA-256 in the
+table and unpacked in memory, so that a damaged file ends in a DataError, never in a number.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from mnist_ray.data import mirrors
+from mnist_ray.data.datasets import DATA_SETS, SECOND_TESTS
+from mnist_ray.data.files import DataFile, how_to_provide, missing_files
+from mnist_ray.data.labelled_images import LabelledImages
+from mnist_ray.errors import DataError
+
+
+def is_present(name: str, data_dir: Path) -> bool:
+    """Return whether all files of the data set are there. Their content is not read, and nothing is raised."""
+    # Path.is_file raises PermissionError before Python 3.14.
+    return all(os.path.isfile(file.path(data_dir)) for file in DATA_SETS[name].files)  # noqa: PTH113
+
+
+def load_training(name: str, data_dir: Path) -> LabelledImages:
+    """Load the training half (MNIST: 60,000, digits: 1,437) from local files. Raises DataError."""
+    return DATA_SETS[name].training.read(data_dir)
+
+
+def load_test(name: str, data_dir: Path) -> LabelledImages:
+    """Load the test half (MNIST: 10,000, digits: 360), for the test stage alone. Raises DataError.
+
+    QMNIST: the 10,000 that match MNIST's test set, torchvision's "test10k".
+    """
+    return DATA_SETS[name].test.read(data_dir)
+
+
+def load_second_test(name: str, data_dir: Path) -> LabelledImages:
+    """Load one of SECOND_TESTS, for the test stage alone. Raises DataError."""
+    return SECOND_TESTS[name].read(data_dir)
+
+
+def fetch(name: str, data_dir: Path, also: Sequence[str] = (), timeout_s: float = 20.0) -> None:
+    """Make sure that the data folder has the right files of a data set, and of the SECOND_TESTS in `also`.
+
+    Files that are there are verified, which needs neither a lock nor permission to write. Missing files are
+    downloaded by one process while others on the same folder wait, within the times of `download_once`.
+    Raises DataError if a file is wrong (the file is left as it is), if a missing one cannot be downloaded, or if
+    the folder cannot be written.
+    """
+    _fetch(DATA_SETS[name].files, data_dir, timeout_s)
+    for second in also:
+        _fetch(SECOND_TESTS[second].files, data_dir, timeout_s)
+
+
+def _fetch(files: Sequence[DataFile], data_dir: Path, timeout_s: float) -> None:
+    missing = missing_files(files, data_dir)
+    if not missing:
+        return
+    from mnist_ray.data.download import Download, DownloadError, download_once  # takes 0.2 s to import
+
+    folder = missing[0].path(data_dir).parent
+
+    def find_missing() -> list[Download]:
+        return [Download(file.name, file.sha256, mirrors.addresses(file)) for file in missing_files(files, data_dir)]
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        download_once(folder, find_missing, timeout_s)
+    except DownloadError as error:
+        raise DataError(f"{error}\n{how_to_provide(missing, data_dir)}") from error
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or folder} cannot be written: {error.strerror} (errno {error.errno})\n"
+            f"{how_to_provide(missing, data_dir)}"
+        ) from error
