@@ -50,6 +50,10 @@ class MirrorHandler(BaseHTTPRequestHandler):
         if behaviour == "silent":
             self.server.closing.wait(60)
             return
+        if behaviour == "creeping":  # a header that comes byte by byte keeps every socket timeout from ending
+            with contextlib.suppress(ConnectionError):
+                self.trickle(b"HTTP/1.0 200 OK\r\nX-Filler: " + b"." * 10_000)
+            return
         if behaviour == "unhurried":  # slow enough for eight processes to meet
             time.sleep(0.3)
         if behaviour == "portal":  # as a network that wants its users to sign in first
@@ -152,7 +156,7 @@ def test_second_mirror_is_asked(tmp_path: Path, mirror: Mirror, use_mirrors: Use
 
 
 @needs_mnist
-@pytest.mark.parametrize("slow", ["silent", "stalling", "trickling"])
+@pytest.mark.parametrize("slow", ["silent", "stalling", "trickling", "creeping"])
 def test_slow_mirror_is_asked_once(tmp_path: Path, mirror: Mirror, use_mirrors: UseMirrors, slow: str) -> None:
     """Four files, each waiting 20 s for the first mirror, would take longer than a minute."""
     use_mirrors(mirror.address(slow), mirror.address("good"))

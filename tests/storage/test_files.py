@@ -1,10 +1,11 @@
-"""A reader sees the old content or the new; a file that is not what was written is refused, never believed."""
+"""A reader sees the old content or the new, and refuses content that was not written."""
 
 import json
 import os
 import random
 import stat
 import threading
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mnist_ray.errors import CorruptFileError
-from mnist_ray.storage.files import read_sealed_json, replace_atomic, write_atomic, write_json
+from mnist_ray.storage import files
+from mnist_ray.storage.files import FAILPOINT, create_atomic, read_sealed_json, replace_atomic, write_atomic, write_json
 from mnist_ray.storage.files import write_sealed_json as seal
 
 BODY = {"id": "trial-0003", "loss": 0.0214, "tiny": 1e-300, "epochs": [1, 2, 3], "reason": None, "größe": "a|b\nc"}
@@ -23,12 +25,12 @@ class StopWritingError(Exception):
     pass
 
 
-def fail_half_way(beside: Path) -> None:
-    beside.write_bytes(b"half")
+def fail_half_way(unfinished: Path) -> None:
+    unfinished.write_bytes(b"half")
     raise StopWritingError
 
 
-def test_what_is_written_is_what_is_read_and_others_may_read_it(tmp_path: Path) -> None:
+def test_written_file_is_readable_by_all(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "file.bin"
     write_atomic(path, b"\0one")
     write_atomic(path, b"two")
@@ -37,7 +39,7 @@ def test_what_is_written_is_what_is_read_and_others_may_read_it(tmp_path: Path) 
     assert [found.name for found in path.parent.iterdir()] == ["file.bin"]
 
 
-def test_a_write_that_fails_leaves_the_old_content_and_nothing_else(tmp_path: Path) -> None:
+def test_failed_write_keeps_old_content(tmp_path: Path) -> None:
     path = tmp_path / "file.txt"
     write_atomic(path, b"old")
     with pytest.raises(StopWritingError):
@@ -48,16 +50,16 @@ def test_a_write_that_fails_leaves_the_old_content_and_nothing_else(tmp_path: Pa
     assert [found.name for found in tmp_path.iterdir()] == ["file.txt"]
 
 
-def test_the_writer_gets_a_file_of_the_same_kind_in_the_same_folder(tmp_path: Path) -> None:
+def test_unfinished_file_is_hidden_beside(tmp_path: Path) -> None:
     """np.save adds .npy to other names, and only within one file system is a rename atomic."""
-    seen: list[Path] = []
-    replace_atomic(tmp_path / "logits.npy", seen.append)
-    [beside] = seen
-    assert (beside.parent, beside.suffix) == (tmp_path, ".npy")
-    assert beside.name.startswith("."), "unfinished files are hidden"
+    paths: list[Path] = []
+    replace_atomic(tmp_path / "logits.npy", paths.append)
+    [unfinished] = paths
+    assert (unfinished.parent, unfinished.suffix) == (tmp_path, ".npy")
+    assert unfinished.name.startswith("."), "unfinished files are hidden"
 
 
-def test_content_is_on_the_disk_before_the_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_content_is_flushed_before_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the flush a power cut can leave an empty file under the new name."""
     path = tmp_path / "file.txt"
     synced: list[tuple[bytes, bool]] = []
@@ -69,11 +71,11 @@ def test_content_is_on_the_disk_before_the_name_is(tmp_path: Path, monkeypatch: 
         real_fsync(handle)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    replace_atomic(path, lambda beside: beside.write_bytes(b"content"))
+    replace_atomic(path, lambda unfinished: unfinished.write_bytes(b"content"))
     assert synced == [(b"content", False)]
 
 
-def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
+def test_reader_never_sees_half_file(tmp_path: Path) -> None:
     path = tmp_path / "state.json"
     bodies: list[Any] = [list(range(count)) for count in (3000, 10)]
     seal(path, bodies[0])
@@ -94,6 +96,26 @@ def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
     assert set(seen) <= {3000, 10}
 
 
+def test_existing_file_is_not_created_again(tmp_path: Path) -> None:
+    path = tmp_path / "000001.json"
+    create_atomic(path, b"first")
+    create_atomic(path, b"first")  # as after a lost reply of an NFS server
+    with pytest.raises(FileExistsError):
+        create_atomic(path, b"second")
+    assert path.read_bytes() == b"first"
+    assert [found.name for found in tmp_path.iterdir()] == ["000001.json"]
+
+
+def test_create_passes_every_failpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    passed: Counter[str] = Counter()
+    monkeypatch.setattr(files, "_passed", passed)
+    monkeypatch.setenv(FAILPOINT, "none")
+    create_atomic(tmp_path / "one", b"1", "event-epoch", "event-ended")
+    create_atomic(tmp_path / "two", b"2")
+    names = ("event-epoch", "event-ended", "two")
+    assert passed == {f"{name}:{moment}": 1 for name in names for moment in ("before", "during", "after")}
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**20), 10**20) | st.floats(allow_nan=False) | st.text(max_size=8),
     lambda parts: st.lists(parts, max_size=4) | st.dictionaries(st.text(max_size=4), parts, max_size=4),
@@ -102,27 +124,27 @@ json_values = st.recursive(
 
 
 @given(json_values)
-def test_sealed_values_come_back_as_they_were(tmp_path_factory: pytest.TempPathFactory, body: Any) -> None:
+def test_sealed_values_read_back_equal(tmp_path_factory: pytest.TempPathFactory, body: Any) -> None:
     path = tmp_path_factory.getbasetemp() / "sealed.json"
     seal(path, body)
     assert repr(read_sealed_json(path)) == repr(body)
 
 
-def test_not_a_number_survives_sealing(tmp_path: Path) -> None:
+def test_nan_survives_sealing(tmp_path: Path) -> None:
     seal(tmp_path / "x.json", [float("nan"), float("-inf")])
     assert repr(read_sealed_json(tmp_path / "x.json")) == "[nan, -inf]"
 
 
-def test_no_changed_byte_changes_what_is_read(tmp_path: Path) -> None:
-    """Every place of the file, some other byte there: refused, or (white space) read as what was written."""
+def test_no_changed_byte_changes_the_body(tmp_path: Path) -> None:
+    """Change each byte of the file: reading refuses the file, or (white space) returns the body that was written."""
     path = tmp_path / "sealed.json"
     seal(path, BODY)
     whole = path.read_bytes()
     chance = random.Random(0)
     num_refused, num_tried = 0, 0
-    for place, byte in enumerate(whole):
+    for position, byte in enumerate(whole):
         for other in {byte ^ (1 << chance.randrange(8)), chance.choice(sorted({*range(256)} - {byte}))}:
-            path.write_bytes(whole[:place] + bytes([other]) + whole[place + 1 :])
+            path.write_bytes(whole[:position] + bytes([other]) + whole[position + 1 :])
             num_tried += 1
             try:
                 body = read_sealed_json(path)
@@ -133,7 +155,7 @@ def test_no_changed_byte_changes_what_is_read(tmp_path: Path) -> None:
     assert num_refused >= 0.98 * num_tried
 
 
-def test_a_cut_file_is_refused_by_name(tmp_path: Path) -> None:
+def test_cut_file_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "sealed.json"
     seal(path, BODY)
     whole = path.read_bytes()
@@ -144,14 +166,14 @@ def test_a_cut_file_is_refused_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"null", b"[]", b"3", b"{}", b'{"body": 1}', b"\xff\xfe", b"[" * 5000])
-def test_what_was_never_sealed_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_unsealed_content_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "sealed.json"
     path.write_bytes(content)
     with pytest.raises(CorruptFileError, match="not a sealed JSON file"):
         read_sealed_json(path)
 
 
-def test_another_body_under_the_old_seal_is_refused(tmp_path: Path) -> None:
+def test_other_body_under_old_seal_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "sealed.json"
     seal(path, BODY)
     sealed = json.loads(path.read_bytes())

@@ -1,4 +1,4 @@
-"""A run in an object store: a real S3 server says what holds there."""
+"""A run in an object store keeps what a run on a disk does, on a real S3 server."""
 
 import socket
 import threading
@@ -47,7 +47,7 @@ def begin(path: object) -> RunDir:
     return run
 
 
-def test_files_are_written_read_listed_and_removed(store: str) -> None:
+def test_store_reads_lists_and_removes(store: str) -> None:
     folder = storage_path(f"{store}/some/folder")
     assert not exists(folder) and children(folder) == []
     write_atomic(folder / "a.json", b"1")
@@ -67,12 +67,12 @@ def test_files_are_written_read_listed_and_removed(store: str) -> None:
     assert not exists(folder / "b.bin") and not exists(folder / "below" / "c.json")
 
 
-def test_of_many_who_create_the_same_one_does(store: str) -> None:
-    place, winners = storage_path(f"{store}/contested"), []
+def test_one_of_many_creators_wins(store: str) -> None:
+    path, winners = storage_path(f"{store}/contested"), []
 
     def create(number: int) -> None:
         try:
-            create_atomic(place, b"of %d" % number)
+            create_atomic(path, b"of %d" % number)
             winners.append(number)
         except FileExistsError:
             pass
@@ -83,11 +83,11 @@ def test_of_many_who_create_the_same_one_does(store: str) -> None:
     for thread in threads:
         thread.join()
     (winner,) = winners
-    assert read(place) == b"of %d" % winner
-    create_atomic(place, b"of %d" % winner)  # what is there is ours: the answer of the first try was lost
+    assert read(path) == b"of %d" % winner
+    create_atomic(path, b"of %d" % winner)  # as after a lost reply
 
 
-def test_a_record_in_a_store_is_that_on_a_disk(store: str, tmp_path: Path) -> None:
+def test_record_equals_one_on_disk(store: str, tmp_path: Path) -> None:
     there, here = begin(f"{store}/runs/one"), begin(tmp_path / "one")
     again = RunDir(there.path)
     assert [event["kind"] for event in again.events()] == [event["kind"] for event in here.events()]
@@ -99,7 +99,7 @@ def test_a_record_in_a_store_is_that_on_a_disk(store: str, tmp_path: Path) -> No
     assert find_run(f"{store}/runs/one", Path("results")).exists
 
 
-def test_an_owner_that_was_replaced_publishes_nothing(store: str) -> None:
+def test_replaced_owner_publishes_nothing(store: str) -> None:
     first = begin(f"{store}/run")
     second = RunDir(first.path)
     assert second.owner is not None
@@ -111,7 +111,7 @@ def test_an_owner_that_was_replaced_publishes_nothing(store: str) -> None:
     assert [entry["stage"] for entry in RunDir(first.path).all_stages()] == ["started", "chosen"]
 
 
-def test_a_missing_and_a_changed_event_are_noticed(store: str) -> None:
+def test_missing_and_changed_events_are_refused(store: str) -> None:
     run = begin(f"{store}/run")
     content = read(run.record / "000003.json")
     write_atomic(run.record / "000003.json", content.replace(b"0.1", b"0.2"))
@@ -122,9 +122,7 @@ def test_a_missing_and_a_changed_event_are_noticed(store: str) -> None:
         RunDir(run.path).trainings("search")
 
 
-def test_a_silent_owner_is_waited_for_and_a_living_one_is_not_disturbed(
-    store: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lease_holds_in_a_store(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, seconds in (("RENEW_S", 0.5), ("EXPIRE_S", 4.0), ("LOOK_S", 0.2)):
         monkeypatch.setattr(ownership, name, seconds)
     run = RunDir(storage_path(f"{store}/run"))
@@ -141,7 +139,7 @@ def test_a_silent_owner_is_waited_for_and_a_living_one_is_not_disturbed(
         assert time.monotonic() - began > 1.0
 
 
-def test_checkpoints_go_on_where_they_were_and_a_torn_one_is_passed_over(store: str) -> None:
+def test_torn_checkpoint_is_skipped(store: str) -> None:
     folder = storage_path(f"{store}/run/checkpoints/trial-0000")
     first = Checkpoints.of_generation(folder, 1, CONFIG)
     for epoch in (1, 2, 3):
@@ -157,7 +155,7 @@ def test_checkpoints_go_on_where_they_were_and_a_torn_one_is_passed_over(store: 
 
 
 @pytest.mark.slow
-def test_an_outage_is_waited_for(store: str, s3_server: S3Server) -> None:
+def test_outage_is_waited_for(store: str, s3_server: S3Server) -> None:
     run = begin(f"{store}/run")
     s3_server.kill()
     threading.Timer(3.0, s3_server.start).start()
@@ -168,33 +166,33 @@ def test_an_outage_is_waited_for(store: str, s3_server: S3Server) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
         ({"AWS_SECRET_ACCESS_KEY": "canary-wrong-99"}, "signature"),
         ({"bucket": "there-is-no-such-bucket"}, "bucket"),
     ],
 )
-def test_a_store_that_does_not_let_in_is_one_line(
+def test_refused_access_is_one_line(
     store: str,
     changes: dict[str, str],
-    says: str,
+    message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     for name, value in changes.items():
         monkeypatch.setenv(name, value)
-    S3FileSystem.clear_instance_cache()  # clients of other tests, which know the right key
+    S3FileSystem.clear_instance_cache()  # clients of other tests, which have the right key
     storage = f"s3://{changes['bucket']}/runs" if "bucket" in changes else f"{store}/runs"
     code = main(["run", "jobs/quickstart.yaml", "--storage", storage])
-    said = capsys.readouterr().err
+    errors = capsys.readouterr().err
     assert code == 6
-    assert says in said and storage in said
-    assert len(said.splitlines()) <= 2 and "canary" not in said and SECRET not in said
+    assert message in errors and storage in errors
+    assert len(errors.splitlines()) <= 2 and "canary" not in errors and SECRET not in errors
 
 
 @pytest.mark.parametrize(
-    ("storage", "says"),
+    ("storage", "message"),
     [
         ("s3://key:canary@bucket/runs", "holds one of @"),
         ("s3://bucket/runs?secret=canary", "holds one of @"),
@@ -204,15 +202,15 @@ def test_a_store_that_does_not_let_in_is_one_line(
     ],
 )
 @pytest.mark.parametrize("command", [["run", "jobs/quickstart.yaml"], ["results"]])
-def test_an_address_that_cannot_keep_a_run_is_refused_and_not_repeated(
-    command: list[str], storage: str, says: str, capsys: pytest.CaptureFixture[str]
+def test_invalid_address_is_refused_unrepeated(
+    command: list[str], storage: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*command, "--storage", storage]) == 2
-    said = capsys.readouterr().err
-    assert says in said and "canary" not in said and len(said.splitlines()) == 1
+    errors = capsys.readouterr().err
+    assert message in errors and "canary" not in errors and len(errors.splitlines()) == 1
 
 
-def test_an_endpoint_with_a_password_is_not_repeated(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_endpoint_password_is_not_repeated(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://someone:canary@127.0.0.1:{port}")
