@@ -1,14 +1,14 @@
-# make run      the whole job: SPEC (a job spec) under the run name NAME
+# make run      the whole job of the spec SPEC, as the run NAME
 # make test     the tests, two files at a time; PYTEST_ARGS goes to pytest (-n 0: one at a time)
-# make test-slow  the tests that take longer than that: faults with real kills, hangs and full disks
+# make test-slow  the slow tests: real kills, hangs, lost nodes, full disks
 # make check    format, lint, types, layering
 # make bench    mnist-ray benchmark (quarter of an hour), into docs/performance.md
-# make chaos    kill a real job a hundred times (over half an hour) and write what was lost into docs/reliability.md
-# make lock     pin the requirements again; LOCK_ARGS=--upgrade moves them to the newest versions
-# make clean    remove what can be made again (.venv too; never results/)
+# make chaos    kill a real job a hundred times (over half an hour) and write the losses into docs/reliability.md
+# make lock     pin the requirements again; LOCK_ARGS=--upgrade takes the newest versions
+# make clean    remove caches, builds and .venv; never results/
 #
-# The first of these sets up .venv with PYTHON (3.11 to 3.14); after that nothing is installed until
-# a requirements file or pyproject.toml changes.
+# The first of these commands sets up .venv with PYTHON (3.11 to 3.14). Later ones install something only after
+# a requirements file or pyproject.toml changed.
 
 PYTHON ?= python3
 SPEC ?= jobs/quickstart.yaml
@@ -60,14 +60,14 @@ clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info
 	find . -path ./results -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Setting up. pip keeps every wheel until all are there (3.2 GB beside the 6.4 GB that they unpack to);
-# uv unpacks while it downloads and hard-links into place, so uv does it: the peak is 6.4 GB too. uv lies
-# in a folder of its own, where its own sync does not remove it. Its cache is in .venv because hard links
-# need one file system, and goes when all is done. Bytecode is compiled (a minute on two cores) because Ray starts
-# many processes, and where PYTHONDONTWRITEBYTECODE is set each would compile everything anew.
+# Setting up is done by uv, which unpacks wheels while it downloads: .venv never needs more than 6.4 GB. (pip would keep
+# 3.2 GB of wheels beside them.) uv itself is installed in .venv/uv, because `uv pip sync` removes what it finds in
+# .venv that is not in the requirements. The cache of uv is in .venv, because hard links need one file system, and is
+# removed at the end. Bytecode is compiled once (a minute on two cores): Ray starts many processes, and each would compile
+# everything anew where PYTHONDONTWRITEBYTECODE is set.
 #
-# A set-up that was killed leaves .venv/unfinished: uv takes a half-linked package for an installed one,
-# so the next make begins again, with what has been downloaded.
+# A set-up that was killed leaves .venv/unfinished. uv takes a half-linked package for an installed one, so the next
+# command installs again, without a second download.
 define set_up
 	@set -eu; \
 	fresh() { [ -e .venv/unfinished ] || ! [ -x $(BIN)/python ]; }; \

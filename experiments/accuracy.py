@@ -2,7 +2,7 @@
 
 For each seed the network is trained twice on MNIST, from the same weights: by mnist_ray, and by a loop of torch's own
 layers, dropout and Adam. Both are scored on images held back from training (the
-test split is not read). What is said at the end is the mean difference over seeds with its 95 % paired t interval.
+test split is not read). The last lines are the mean differences over seeds with their 95 % paired t intervals.
 """
 
 import argparse
@@ -20,7 +20,9 @@ from torch.nn import functional
 from mnist_ray import data
 from mnist_ray.config import Precision, TrainingConfig
 from mnist_ray.metrics import Score
-from mnist_ray.training.loop import Examples, TrainingData, TrainState, evaluate, fit
+from mnist_ray.training.evaluation import evaluate
+from mnist_ray.training.examples import Examples, TrainingData
+from mnist_ray.training.loop import TrainState, fit
 from mnist_ray.training.model import MnistCNN
 from mnist_ray.training.process import prepare_to_train
 

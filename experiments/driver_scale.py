@@ -1,7 +1,7 @@
-"""What does the driver itself cost when a search has many trials? python -m experiments.driver_scale
+"""The driver's own cost when a search has many trials: python -m experiments.driver_scale
 
-A search of N trials through the real ledger, record and study, on this machine's disk; Ray's part is played by a plain
-loop and the epochs are made up, so what is measured is the driver's own work: the CPU time of a trial in each tenth of
+A search of N trials goes through the real TrialController, record and study, on this machine's disk. The trainings
+are made up and take no time, so what is measured is the driver's own work: the CPU time of a trial in each tenth of
 the search, and the process's memory. With --real N tiny trials are trained by Ray Tune (digits, one epoch, two at a
 time), and wall time counts too.
 """
@@ -9,30 +9,34 @@ time), and wall time counts too.
 import argparse
 import os
 import resource
+import socket
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ray.tune.schedulers import TrialScheduler
-
+from experiments.publishing import made_up_metrics
+from mnist_ray import __version__
+from mnist_ray.callbacks import Callback, TrainingInfo, TrainingOutcome
 from mnist_ray.config import JobSpec, parse_spec
-from mnist_ray.pipeline.job import Site, search_job
-from mnist_ray.pipeline.stages import Listener
-from mnist_ray.ray_backend.heartbeat import TrialWatch
-from mnist_ray.ray_backend.tune import search as tuning
-from mnist_ray.record.rundir import RunDir, Training
+from mnist_ray.pipeline.early_stopping import SuccessiveHalving
+from mnist_ray.pipeline.search import WAITING, SuggestedTrials, TrialController
+from mnist_ray.pipeline.tasks import Execution, TrainingTask
+from mnist_ray.record.events import RECORD_FORMAT, RunTaken
+from mnist_ray.record.process import this_process
+from mnist_ray.record.rundir import RunDir
+from mnist_ray.record.writer import RunWriter
 
 NUM_EPOCHS = 10
 TENTHS = 10
 
 
 def main() -> None:
+    """Measure the searches that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, nargs="+", default=[100, 1000, 10_000], help="of simulated searches")
     parser.add_argument("--real", type=int, help="a search by Ray Tune of so many trials instead")
@@ -46,37 +50,21 @@ def main() -> None:
 
 
 def in_a_process_of_its_own(call: Callable[[], None]) -> None:
-    """So that the peak of its memory is its own."""
+    """Call in a fork, so that the peak of its memory is its own."""
     child = os.fork()
     if child == 0:
+        code = 1
         try:
             call()
+            code = 0
         finally:
-            os._exit(0)
-    os.waitpid(child, 0)
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    if status:
+        raise SystemExit(os.waitstatus_to_exitcode(status))
 
 
 # --- simulated
-
-
-@dataclass
-class MadeUpTrial:
-    """As much of a Tune trial as the ledger and early stopping look at."""
-
-    config: dict[str, Any]
-    num_failures: int = 0
-    last_result: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def trial_id(self) -> str:
-        return str(self.config["training_id"])
-
-    __hash__ = object.__hash__
-
-
-class NobodyHangs(TrialWatch):
-    def end_hanging(self, in_flight: Collection[str]) -> dict[str, str]:
-        return {}
 
 
 def spec_of(folder: Path, name: str, num_trials: int, **search: Any) -> JobSpec:
@@ -92,43 +80,36 @@ def spec_of(folder: Path, name: str, num_trials: int, **search: Any) -> JobSpec:
 
 
 def measure_simulated(folder: Path, num_trials: int) -> None:
+    """Print the driver's CPU time and memory in a search without trainings."""
     spec = spec_of(folder, f"simulated-{num_trials}", num_trials)
-    run = RunDir(folder / spec.name)
-    run.take({})
-    suggested, stopping = tuning._Suggested(spec, []), tuning.RecordedASHA(spec.search)
-    ledger: Any = tuning._Ledger(spec, run, Listener(), None, suggested, stopping, NobodyHangs())
-    asking, recording, num_epochs = [], [], 0
-    while True:
+    host, process = socket.gethostname(), this_process()
+    taken = RunTaken(format=RECORD_FORMAT, version=__version__, host=host, process=process)
+    writer = RunWriter(RunDir(folder / spec.name), taken)
+    controller = TrialController(spec, writer, SuggestedTrials(spec, []), SuccessiveHalving(spec.search), 1)
+    creating, recording, num_epochs = [], [], 0
+    began = time.process_time()
+    while (task := controller.next_task()) is not None:
+        if task is WAITING:
+            continue
+        created = time.process_time()
+        num_epochs += report_epochs(controller, task)
+        creating.append(created - began)
         began = time.process_time()
-        values = ledger.next_trial()
-        asked = time.process_time()
-        if values is None:
-            break
-        num_epochs += report_epochs(ledger, MadeUpTrial(values))
-        asking.append(asked - began)
-        recording.append(time.process_time() - asked)
+        recording.append(began - created)
+    writer.close()
     print(f"{num_trials:,} trials, {num_epochs:,} epochs; CPU ms of the driver for a trial, by tenths of the search")
-    print(f"  suggesting and recording it:     {by_tenths(asking)}")
+    print(f"  suggesting and creating it:       {by_tenths(creating)}")
     print(f"  recording its epochs and its end: {by_tenths(recording)}")
-    print(f"  in all {sum(asking) + sum(recording):.1f} s; memory at most {peak_mb():.0f} MB", flush=True)
+    print(f"  in all {sum(creating) + sum(recording):.1f} s; memory at most {peak_mb():.0f} MB", flush=True)
 
 
-def report_epochs(ledger: Any, trial: MadeUpTrial) -> int:
-    """The epochs of a trial whose loss depends on its learning rate, until early stopping ends it."""
-    ledger.scheduler.on_trial_add(None, trial)
+def report_epochs(controller: TrialController, task: TrainingTask) -> int:
+    """Report a trial's epochs, until early stopping ends the trial; return their number."""
     for epoch in range(1, NUM_EPOCHS + 1):
-        loss = abs(trial.config["config"]["learning_rate"] - 0.002) * 100 + 1 / epoch
-        scores = {"loss": loss, "accuracy": 0.9, "correct": 4500, "examples": 5000}
-        row = {"epoch": epoch, "elapsed_s": 1.0} | {
-            f"{part}_{key}": scores[key] for part in ("train", "val") for key in scores
-        }
-        action = ledger.scheduler.on_trial_result(None, trial, row)
-        trial.last_result = row
-        ledger.on_trial_result(0, [], trial, row)
-        if action == TrialScheduler.STOP:
+        if not controller.on_epoch(task.id, made_up_metrics(task.config, epoch, elapsed_s=1.0)):
             break
-    ledger.on_trial_complete(0, [], trial)
-    ledger.on_step_end(0, [])
+    controller.on_end(task.id, Execution(1, 1, "cpu", num_failures=0))
+    controller.poll()
     return epoch
 
 
@@ -145,23 +126,25 @@ def peak_mb() -> float:
 # --- real
 
 
-class Clock(Listener):
-    """When each trial ended, by the wall clock and by the driver's CPU time."""
+class Clock(Callback):
+    """Notes when each trial ended, by the wall clock and by the driver's CPU time."""
 
     def __init__(self) -> None:
         self.wall = [time.perf_counter()]
         self.cpu = [time.process_time()]
 
-    def trial_ended(self, training: Training) -> None:
+    def on_training_end(self, training: TrainingInfo, outcome: TrainingOutcome) -> None:
         self.wall.append(time.perf_counter())
         self.cpu.append(time.process_time())
 
 
 def measure_real(folder: Path, num_trials: int) -> None:
+    """Print the times of a search by Ray Tune."""
+    from mnist_ray import RayBackend, search_job
+
     clock = Clock()
-    spec = spec_of(folder, "real", num_trials, early_stopping=None, max_concurrent_trials=2)
-    spec = spec.model_copy(update={"search": spec.search.model_copy(update={"num_epochs": 1})})
-    search_job(spec, Site("local", folder / "ray"), clock)
+    spec = spec_of(folder, "real", num_trials, early_stopping=None, max_concurrent_trials=2, num_epochs=1)
+    search_job(spec, RayBackend("local", folder / "ray"), [clock])
     print(f"{num_trials:,} real trials of one epoch, two at a time; ms for a trial, by tenths of the search")
     print(f"  wall time:                {by_tenths(differences(clock.wall)[2:])}")
     print(f"  CPU time of the driver:   {by_tenths(differences(clock.cpu)[2:])}")

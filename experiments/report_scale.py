@@ -1,4 +1,4 @@
-"""How long does a report take when a search has many trials? python -m experiments.report_scale
+"""The time of a report of a search with many trials: python -m experiments.report_scale
 
 A run of N trials whose record is written from a formula (tests/report/made_up.py), with early stopping, a
 confirmation, six retrainings and a test. Measured is `mnist-ray report` of a finished run as a user starts it,
@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from mnist_ray.record.exports import write_views
+from mnist_ray.record.exports import write_exports
 from mnist_ray.report.write import write_report
 from tests.report.made_up import made_up_spec, make_up
 
@@ -29,18 +29,18 @@ def main() -> None:
 def measure(folder: Path, num_trials: int) -> None:
     run = make_up(made_up_spec(folder, search={"num_trials": num_trials}))
     began = time.perf_counter()
-    write_views(run)
-    views_s = time.perf_counter() - began
+    write_exports(run.path)
+    exports_s = time.perf_counter() - began
     began = time.perf_counter()
     write_report(run)
     report_s = time.perf_counter() - began
     began = time.perf_counter()
     subprocess.run([sys.executable, "-m", "mnist_ray.cli", "report", str(run.path)], check=True, capture_output=True)
     command_s = time.perf_counter() - began
-    size_mb = run.report.stat().st_size / 1e6
+    size_mb = run.paths.report.stat().st_size / 1e6
     print(
-        f"{num_trials:,} trials, {run.num_events:,} events: write_report {report_s:.1f} s, the whole command "
-        f"{command_s:.1f} s, report.html {size_mb:.1f} MB; tables and study {views_s:.1f} s",
+        f"{num_trials:,} trials, {run.state.num_events:,} events: write_report {report_s:.1f} s, the whole command "
+        f"{command_s:.1f} s, report.html {size_mb:.1f} MB; tables and study {exports_s:.1f} s",
         flush=True,
     )
 

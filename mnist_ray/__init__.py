@@ -5,29 +5,57 @@ run = run_job(load_spec("jobs/quickstart.yaml"))
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mnist_ray.api import run_job, search_job, train_job
+    from mnist_ray.callbacks import Callback
+    from mnist_ray.config import JobSpec, load_spec, parse_spec
+    from mnist_ray.errors import DataError, SpecError
+    from mnist_ray.pipeline.local_backend import LocalBackend
+    from mnist_ray.ray_backend.backend import RayBackend
+    from mnist_ray.record.rundir import RunDir
+    from mnist_ray.record.tables import read_results
+    from mnist_ray.report.write import write_report
 
 __version__ = "0.1.0"
 
+__all__ = [
+    "Callback",
+    "DataError",
+    "JobSpec",
+    "LocalBackend",
+    "RayBackend",
+    "RunDir",
+    "SpecError",
+    "load_spec",
+    "parse_spec",
+    "read_results",
+    "run_job",
+    "search_job",
+    "train_job",
+    "write_report",
+]
+
 _HOMES = {
+    "Callback": "mnist_ray.callbacks",
+    "DataError": "mnist_ray.errors",
     "JobSpec": "mnist_ray.config",
+    "LocalBackend": "mnist_ray.pipeline.local_backend",
+    "RayBackend": "mnist_ray.ray_backend.backend",
+    "RunDir": "mnist_ray.record.rundir",
     "SpecError": "mnist_ray.errors",
     "load_spec": "mnist_ray.config",
     "parse_spec": "mnist_ray.config",
-    "DataError": "mnist_ray.errors",
-    "RunDir": "mnist_ray.record.rundir",
     "read_results": "mnist_ray.record.tables",
-    "Site": "mnist_ray.pipeline.job",
-    "run_job": "mnist_ray.pipeline.job",
-    "search_job": "mnist_ray.pipeline.job",
-    "train_job": "mnist_ray.pipeline.job",
+    "run_job": "mnist_ray.api",
+    "search_job": "mnist_ray.api",
+    "train_job": "mnist_ray.api",
     "write_report": "mnist_ray.report.write",
 }
 
-__all__ = sorted(_HOMES)
 
-
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'mnist_ray' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -1,7 +1,7 @@
 """The job spec: read, check, resolve, dump, compare.
 
 A spec is a frozen value that is checked once, here. Every error names the key, the value, the rule and the
-remedy; inside the program nobody checks again.
+remedy; no other module checks a spec again.
 """
 
 import difflib
@@ -30,7 +30,12 @@ from mnist_ray.storage.object_stores import SCHEMES, is_address
 DataSetName = Literal["mnist", "fashion_mnist", "kmnist", "qmnist", "digits"]
 SecondTest = Literal["qmnist50k"]  # QMNIST's 50,000 test images that MNIST does not have
 Objective = Literal["val_loss", "val_accuracy"]
+Stage = Literal["search", "confirm", "retrain"]  # the stages that train
+Status = Literal["complete", "pruned", "stopped", "failed"]  # stopped: by the time budget
+Role = Literal["selected", "baseline", "selected = baseline"]  # of a retraining
+StepMode = Literal["eager", "captured"]  # how a training takes its steps; captured: as CUDA graphs
 Precision = Literal["float32", "bfloat16"]  # of the convolutions in training; all else is float32
+KernelMode = Literal["auto", "plain"]  # auto: the fast kernels on CPUs; plain: torch's own layers, optimizer, exchanges
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -39,14 +44,14 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-# The list types come out of YAML as lists; only that step is not strict, their items are.
+# YAML gives lists, so that step is not strict; their items are.
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], Field(min_length=1, strict=False)]
 
 
 def _checked_workers(value: Any) -> Any:
     ends = list(value) if isinstance(value, list | tuple) and len(value) == 2 else [value]
     if any(type(end) is not int for end in ends) or not 1 <= ends[0] <= ends[-1]:
-        # One rule for both forms: pydantic would complain once for each.
+        # One rule for both forms: pydantic would report a fault for each.
         rule = "must be a whole number from 1 on, or a list of two, the smaller first, such as [2, 8]"
         raise PydanticCustomError("workers", rule)
     return tuple(ends) if len(ends) == 2 else value
@@ -56,7 +61,7 @@ Workers = Annotated[int | tuple[int, int], BeforeValidator(_checked_workers)]
 
 
 class Hyperparameters(_Part):
-    """What the search may vary. The defaults are the origin's recipe."""
+    """The values that a search may vary. The defaults are those of the baseline."""
 
     learning_rate: float = Field(0.001, gt=0)
     dropout: float = Field(0.25, ge=0, lt=1)
@@ -64,11 +69,16 @@ class Hyperparameters(_Part):
 
 
 class TrainingConfig(Hyperparameters):
-    """One training: its hyperparameters, its budget and its seed."""
+    """The hyperparameters, budget and seed of one training."""
 
     num_epochs: int = Field(ge=1)
     seed: int = Field(0, ge=0)
     precision: Precision = "float32"
+    kernels: KernelMode = "auto"
+
+    @property
+    def hyperparameters(self) -> Hyperparameters:
+        return Hyperparameters(**{name: getattr(self, name) for name in Hyperparameters.model_fields})
 
 
 class Range(_Part):
@@ -123,7 +133,7 @@ Dimension = Annotated[
 ]
 
 
-def _origin_space() -> dict[str, Dimension]:
+def _default_space() -> dict[str, Dimension]:
     return {
         "learning_rate": Range(low=1e-4, high=3e-2, log=True),
         "dropout": Range(low=0.0, high=0.6),
@@ -138,17 +148,17 @@ class Data(_Part):
 
 
 class EarlyStopping(_Part):
-    """Asynchronous successive halving (ASHA): at each rung the worst trials of those seen so far stop."""
+    """Asynchronous successive halving (ASHA): at each rung the worst trials so far stop."""
 
-    grace_epochs: int = Field(1, ge=1)  # no trial stops before it
-    reduction_factor: float = Field(4.0, gt=1)  # one in so many goes on beyond a rung
+    grace_epochs: int = Field(1, ge=1)  # no trial stops earlier
+    reduction_factor: float = Field(4.0, gt=1)  # one trial in so many goes on beyond a rung
 
 
 class Search(_Part):
     num_trials: int = Field(20, ge=1)
     num_epochs: int = Field(10, ge=1)  # of a trial that is not stopped early
     objective: Objective = "val_loss"
-    space: dict[str, Dimension] = Field(default_factory=_origin_space, min_length=1)
+    space: dict[str, Dimension] = Field(default_factory=_default_space, min_length=1)
     early_stopping: EarlyStopping | None = EarlyStopping()
     cpus_per_trial: int = Field(1, ge=1)
     gpus_per_trial: float = Field(0.0, ge=0, le=1)
@@ -165,7 +175,7 @@ class Search(_Part):
 
 
 class Confirm(_Part):
-    """The best of the search, run again on fresh seeds: the best of many trials looks better than it is."""
+    """The best configurations of the search, trained again: the best of many trials looks better than it is."""
 
     top_k: int = Field(3, ge=1)  # so many configurations
     seeds: int = Field(2, ge=1)  # on so many seeds each, the same ones for all
@@ -174,8 +184,8 @@ class Confirm(_Part):
 class Retrain(_Part):
     num_epochs: int = Field(45, ge=1)
     seeds: Seeds = (0,)
-    baseline: bool = True  # the recipe beside the choice, with the same budget and the same seeds
-    workers: Workers = 1  # or [fewest, most]: as many as the cluster has room for, which may change meanwhile
+    baseline: bool = True  # retrain the baseline (`recipe`) too, with the same budget and the same seeds
+    workers: Workers = 1  # or [fewest, most]: as many as the cluster has room for, which may change in between
     cpus_per_worker: int = Field(1, ge=1)
     gpus_per_worker: int = Field(0, ge=0, le=1)
 
@@ -199,15 +209,15 @@ class Retrain(_Part):
 
 
 class Test(_Part):
-    """The test split of the data set is read once, after the choice, and so are these beside it."""
+    """The tests beside the data set's own test split. Each is read once, after the selection."""
 
     also: Annotated[tuple[SecondTest, ...], Field(max_length=1, strict=False)] = ()
 
 
 class Autoscaling(_Part):
-    """What the cluster's autoscaler may have running at a time. Ray itself does not tell.
+    """The CPUs and GPUs that the cluster's autoscaler may have running at a time, which Ray does not report.
 
-    Without it a job counts with what is there when it starts.
+    Without these a job counts with what is there when it starts.
     """
 
     cpus: int = Field(0, ge=0)
@@ -215,20 +225,21 @@ class Autoscaling(_Part):
 
 
 class JobSpec(_Part):
-    """Everything that one command does. Defaults make `data.name` the only key that must be given."""
+    """A whole job. `data.name` is the only key without a default."""
 
     name: str = "run"
     seed: int = Field(0, ge=0, lt=2**31)  # of the split, the suggestions and the trials
     data: Data
-    recipe: Hyperparameters = Hyperparameters()
+    recipe: Hyperparameters = Hyperparameters()  # of the baseline
     precision: Precision = "float32"
+    kernels: KernelMode = "auto"
     search: Search = Search()
     confirm: Confirm | None = Confirm()
     retrain: Retrain = Retrain()
     test: Test = Test()
     max_hours: float | None = Field(None, gt=0)  # of searching, over all sessions of the run
     autoscaling: Autoscaling = Autoscaling()
-    max_failures: int = Field(2, ge=0)  # how often a trial or the retraining is started again after it died
+    max_failures: int = Field(2, ge=0)  # how often a trial, or the retraining, is started again
     storage: str = "results"  # the folder that holds the runs, or an address: s3://bucket/folder, gs://bucket/folder
 
     @model_validator(mode="after")
@@ -262,19 +273,18 @@ class JobSpec(_Part):
                 )
 
     def training(self, values: Hyperparameters, num_epochs: int, seed: int) -> TrainingConfig:
-        return TrainingConfig(**values.model_dump(), num_epochs=num_epochs, seed=seed, precision=self.precision)
+        return TrainingConfig(
+            **values.model_dump(), num_epochs=num_epochs, seed=seed, precision=self.precision, kernels=self.kernels
+        )
 
     @property
-    def recipe_is_in_space(self) -> bool:
-        """Whether the search can begin with the recipe; a space that leaves it out is allowed."""
+    def baseline_is_in_space(self) -> bool:
+        """Report whether the search can begin with the baseline; a space that leaves the baseline out is allowed."""
         return all(dimension.holds(getattr(self.recipe, key)) for key, dimension in self.search.space.items())
 
 
 def check_storage(storage: str) -> None:
-    """An address must be one of a store that can keep a run; what might be a password is not repeated.
-
-    Raises SpecError.
-    """
+    """Check that an address is one of a store that can keep a run. Raises SpecError, which repeats no password."""
     if not is_address(storage):
         return
     scheme, _, rest = storage.partition("://")
@@ -293,7 +303,7 @@ def check_storage(storage: str) -> None:
 
 
 def _check_dimension(key: str, dimension: Range | Choices) -> None:
-    """A dimension is a hyperparameter, and each of its ends is a value that a training accepts."""
+    """Check that a dimension is a hyperparameter, and that a training accepts each of its ends. Raises ValueError."""
     where = f"search.space.{key}"
     known = list(Hyperparameters.model_fields)
     if key not in known:
@@ -313,7 +323,7 @@ def _check_dimension(key: str, dimension: Range | Choices) -> None:
 
 
 def is_whole(hyperparameter: str) -> bool:
-    """Whether a hyperparameter takes whole numbers only."""
+    """Report whether a hyperparameter takes whole numbers only."""
     return Hyperparameters.model_fields[hyperparameter].annotation is int
 
 
@@ -321,7 +331,7 @@ def is_whole(hyperparameter: str) -> bool:
 
 
 class _SpecLoader(yaml.SafeLoader):
-    """Safe YAML, with `1e-4` read as a number (YAML 1.1 reads a text) and a key given twice refused."""
+    """A loader of safe YAML that reads `1e-4` as a number (YAML 1.1 reads a text) and refuses a key given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -335,7 +345,7 @@ class _SpecLoader(yaml.SafeLoader):
 
 
 class _SpecDumper(yaml.SafeDumper):
-    """Puts a text that `_SpecLoader` would read as a number, such as the name 1e4, in quotes."""
+    """A dumper that quotes a text that `_SpecLoader` would read as a number, such as the name 1e4."""
 
 
 for _yaml in (_SpecLoader, _SpecDumper):
@@ -344,10 +354,10 @@ for _yaml in (_SpecLoader, _SpecDumper):
     )
 
 
-def load_spec(path: Path, overrides: Sequence[str] = ()) -> JobSpec:
+def load_spec(path: Path | str, overrides: Sequence[str] = ()) -> JobSpec:
     """Read a spec file and apply overrides such as `search.num_trials=50`. Raises SpecError."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise SpecError(f"{path}: cannot be read ({error.strerror}): give the path of a job spec") from None
     except UnicodeDecodeError:
@@ -361,12 +371,12 @@ def load_spec(path: Path, overrides: Sequence[str] = ()) -> JobSpec:
 
 
 def parse_spec(content: Mapping[str, Any], source: str = "spec") -> JobSpec:
-    """Check plain values and make them a spec. Raises SpecError that lists every fault."""
+    """Check plain values and return them as a spec. Raises SpecError that lists every fault."""
     try:
         return JobSpec.model_validate(content)
     except ValidationError as error:
         faults = {_key_of(fault["loc"]): dict(fault) for fault in error.errors()}
-        # A list with a wrong entry is also called too short; what is said of the entry is enough.
+        # pydantic also calls a list with a wrong entry too short; the fault of the entry is enough.
         keys = [key for key in faults if not any(other.startswith(f"{key}.") for other in faults)]
         raise SpecError("\n".join(f"{source}: {_explain(key, faults[key])}" for key in keys)) from None
 
@@ -387,25 +397,22 @@ def _apply_override(content: dict[Any, Any], override: str) -> None:
     part = content
     for depth, name in enumerate(parents, start=1):
         if not isinstance(part.get(name), dict):
-            # What other parts leave out has a default of its own; a space is taken as it stands.
-            part[name] = _origin_space_values() if parents[:depth] == ["search", "space"] else {}
+            # Keys that other parts lack have defaults; a space is taken as it stands.
+            is_space = parents[:depth] == ["search", "space"]
+            part[name] = {key: each.model_dump() for key, each in _default_space().items()} if is_space else {}
         part = part[name]
     part[last] = _parse_yaml(text, f"--set {key}")
 
 
-def _origin_space_values() -> dict[str, Any]:
-    return {key: dimension.model_dump() for key, dimension in _origin_space().items()}
-
-
 def _key_of(loc: tuple[int | str, ...]) -> str:
-    """The key as a user writes it: below a dimension pydantic names its kind too, and the type of a choice."""
+    """Return the key as a user writes it, without the kinds and types that pydantic adds below a dimension."""
     if loc[:2] == ("search", "space"):
         loc = loc[:3] + loc[4:6]
     return ".".join(map(str, loc))
 
 
 def _explain(key: str, fault: Mapping[str, Any]) -> str:
-    """One line for one of pydantic's faults: key, value, rule, remedy."""
+    """Return one line for one of pydantic's faults: key, value, rule, remedy."""
     if fault["type"] == "value_error":  # ours: its text goes on from the key
         return ".".join(filter(None, [key, str(fault["ctx"]["error"])]))
     if fault["type"] == "extra_forbidden":
@@ -415,7 +422,7 @@ def _explain(key: str, fault: Mapping[str, Any]) -> str:
     return f"{key}: {_brief(fault['input'])} {_rule(fault)}: change it in the spec or with --set{_example(key)}"
 
 
-# Where pydantic's words are about Python.
+# Instead of pydantic's words where those are about Python.
 RULES = {
     "model_type": "must hold keys and values",
     "dict_type": "must hold keys and values",
@@ -432,7 +439,7 @@ def _rule(fault: Mapping[str, Any]) -> str:
 
 
 class _Brief(reprlib.Repr):
-    """Any value in a few words, however large, deep or entwined it is."""
+    """A short form of any value, however large, deep or recursive."""
 
     def repr_int(self, x: int, level: int) -> str:
         return repr(x) if x.bit_length() < 256 else f"a number of {x.bit_length()} bits"  # repr(2**20000) raises
@@ -471,7 +478,7 @@ def _as_yaml(value: Any) -> str:
 
 # --- dumping and comparing ---------------------------------------------------------------------------------------
 
-# What may change between two sessions of one run. Everything else defines the results.
+# The keys that may change between two sessions of one run. All others define the results.
 OPERATIONAL_KEYS = frozenset(
     {
         "name",
@@ -492,18 +499,18 @@ OPERATIONAL_KEYS = frozenset(
 
 
 def dump_spec(spec: JobSpec) -> str:
-    """YAML that `load_spec` reads back as the same spec."""
+    """Return YAML that `load_spec` reads back as the same spec."""
     text: str = yaml.dump(spec.model_dump(mode="json"), Dumper=_SpecDumper, sort_keys=False)
     return text
 
 
 def spec_keys() -> dict[str, Any]:
-    """Every key of a spec with the value that it has by default."""
+    """Return every key of a spec with its default value."""
     return flat_spec(JobSpec(data=Data(name="digits")))
 
 
 def flat_spec(spec: JobSpec) -> dict[str, Any]:
-    """Every key as `--set` writes it, with its value."""
+    """Return every key, written as for `--set`, with its value."""
     return dict(_flatten(spec.model_dump(mode="json")))
 
 
@@ -516,9 +523,9 @@ def _flatten(part: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def refused_changes(recorded: JobSpec, asked: JobSpec) -> list[str]:
-    """What `asked` changes of what defines a run's results, one line a key; empty if the run can go on.
+    """Return one line for each key of `asked` that would change the run's results; none if the run can go on.
 
-    More trials are no contradiction (they extend the search); fewer are.
+    More trials only extend the search; fewer trials are a change.
     """
     old, new = flat_spec(recorded), flat_spec(asked)
     if asked.search.num_trials >= recorded.search.num_trials:

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-Objective = Literal["val_loss", "val_accuracy"]
+from mnist_ray.config import Objective
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def declared_dependencies() -> list[Requirement]:
     return [Requirement(dependency) for dependency in project["dependencies"]]
 
 
-def test_torch_and_torchvision_come_from_the_same_build() -> None:
+def test_torch_and_torchvision_are_one_build() -> None:
     assert torch.__version__.partition("+")[2] == torchvision.__version__.partition("+")[2]
     # major * 1000 + minor * 10, or -1 for a build without CUDA
     compiled_for = torch.ops.torchvision._cuda_version()
@@ -50,7 +50,7 @@ def test_torch_and_torchvision_come_from_the_same_build() -> None:
         assert compiled_for == major * 1000 + minor * 10
 
 
-def test_torchvision_finds_its_compiled_operators() -> None:
+def test_torchvision_finds_its_operators() -> None:
     """With a torch of another build this raises "operator torchvision::nms does not exist"."""
     boxes = torch.tensor([[0.0, 0.0, 2.0, 2.0], [0.0, 0.0, 2.0, 2.1], [5.0, 5.0, 6.0, 6.0]])
     kept = torchvision.ops.nms(boxes, scores=torch.tensor([0.9, 0.8, 0.7]), iou_threshold=0.5)
@@ -65,7 +65,7 @@ def test_the_pair_is_pinned_exactly(name: str) -> None:
     assert pin.marker is None
 
 
-def test_every_dependency_is_pinned_within_its_declared_range() -> None:
+def test_pins_lie_in_declared_ranges() -> None:
     pinned = versions_here("requirements.txt")
     for dependency in declared_dependencies():
         assert dependency.specifier.contains(pinned[canonicalize_name(dependency.name)]), dependency
@@ -77,14 +77,14 @@ def test_installed_is_what_is_pinned() -> None:
     assert installed == pinned
 
 
-def test_tests_run_on_the_versions_that_users_get() -> None:
+def test_tests_run_on_users_versions() -> None:
     for_users = {str(pin) for pin in pins_of("requirements.txt")}
     for_tests = {str(pin) for pin in pins_of("requirements-dev.txt")}
     assert for_users < for_tests
 
 
 @pytest.mark.parametrize("file_name", REQUIREMENTS_FILES)
-def test_requirements_are_hashed_and_name_no_address(file_name: str) -> None:
+def test_requirements_are_hashed_without_addresses(file_name: str) -> None:
     entries = entries_of(file_name)
     assert entries
     for entry in entries:

@@ -14,7 +14,7 @@ storage='{"Version": "2012-10-17", "Statement": [
     {"Effect": "Allow", "Action": "s3:ListBucket", "Resource": "arn:aws:s3:::'$bucket'"},
     {"Effect": "Allow", "Action": ["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"],
      "Resource": "arn:aws:s3:::'$bucket'/*"}]}'
-# What Ray's autoscaler asks for; machines are ended only where they carry the cluster's name.
+# The rights that Ray's autoscaler needs; it may end only machines that carry the cluster's name.
 launch='{"Version": "2012-10-17", "Statement": [
     {"Effect": "Allow", "Action": ["ec2:Describe*", "ec2:RunInstances", "ec2:CreateTags"], "Resource": "*"},
     {"Effect": "Allow", "Action": "ec2:TerminateInstances", "Resource": "*",
@@ -27,7 +27,7 @@ for name in mnist-ray-head mnist-ray-worker; do
     aws iam create-instance-profile --instance-profile-name $name
     aws iam add-role-to-instance-profile --instance-profile-name $name --role-name $name
 done
-# Ask for spot machines for the first time and EC2 wants a role of its own, which the head must not make.
+# The first request for spot machines needs a role of EC2's own, which the head must not make.
 aws iam get-role --role-name AWSServiceRoleForEC2Spot >/dev/null 2>&1 ||
     aws iam create-service-linked-role --aws-service-name spot.amazonaws.com
 aws iam put-role-policy --role-name mnist-ray-head --policy-name launch --policy-document "$launch"

@@ -1,6 +1,7 @@
 """End a cluster of Ray's launcher, the head last, when no job has run on it for a while. Runs on the head.
 
-`ray down` would do from elsewhere; here it would stop the container that it runs in before it has ended a machine.
+`ray down` does the same from elsewhere; on the head it would stop its own container before it has ended a machine.
+Ray has no public call that ends machines, so the script uses the launcher's own provider.
 """
 
 import argparse
@@ -19,16 +20,17 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 
 def is_busy(address: str) -> bool:
-    """Whether a submitted job, or a driver that joined, has yet to end. A head that does not answer is idle."""
+    """Report whether a submitted job, or a driver that joined, has yet to end. A head that does not answer is idle."""
     try:
         jobs = JobSubmissionClient(address).list_jobs()
-    except Exception as error:  # of many kinds: no connection, no answer in time, an answer that is none
+    except Exception as error:  # of many kinds: no connection, no answer in time, a wrong answer
         print(f"the job server does not answer: {error}", flush=True)
         return False
     return any(job.status in (JobStatus.PENDING, JobStatus.RUNNING) for job in jobs)
 
 
 def end_cluster(launcher_file: Path) -> None:
+    """End all workers, then the head."""
     launcher = json.loads(launcher_file.read_text())
     provider = _get_node_provider(launcher["provider"], launcher["cluster_name"])
     for kind in (NODE_KIND_WORKER, NODE_KIND_HEAD):
@@ -36,6 +38,7 @@ def end_cluster(launcher_file: Path) -> None:
 
 
 def main() -> None:
+    """Look for jobs until none has run for --minutes, then end the cluster."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, required=True, help="how long without a job is too long")
     parser.add_argument("--every-s", type=float, default=30, help="how often to look")

@@ -10,7 +10,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 if [[ ! -s $TOKEN_FILE ]]; then
     mkdir -p "$(dirname "$TOKEN_FILE")"
     (umask 077 && python -c 'import secrets; print(secrets.token_hex(32), end="")' >"$TOKEN_FILE")
-    echo "A token was made in $TOKEN_FILE: copy it to the same place on every machine that joins or submits."
+    echo "A token was made in $TOKEN_FILE: copy it to the same path on every machine that joins or submits."
 fi
 chmod 600 "$TOKEN_FILE"
 

@@ -1,11 +1,11 @@
 # What head.sh and join.sh share; sourced by them. Each value can be set from outside.
 
-export RAY_AUTH_MODE=token # Ray runs code for whoever reaches its ports: only holders of the token get in
+export RAY_AUTH_MODE=token # Ray runs code for everybody who reaches its ports: a token is required
 export RAY_USAGE_STATS_ENABLED=0
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV=0
 
-# Metrics for Prometheus, which would be read by whoever asks: off. Two of the three exporters have no switch, but do
-# without a port that cannot be (their log says so once).
+# Metrics for Prometheus are off, because everybody could read them. Two of the three exporters have no switch; an
+# impossible port keeps them from listening (their log says so once).
 export RAY_enable_metrics_collection=${RAY_enable_metrics_collection:-0}
 export AUTOSCALER_METRIC_PORT=${AUTOSCALER_METRIC_PORT:--1}
 export DASHBOARD_METRIC_PORT=${DASHBOARD_METRIC_PORT:--1}
@@ -14,12 +14,12 @@ TOKEN_FILE=${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/auth_token}
 
 # Every port of Ray's on which nodes reach one another: PORT_BASE to PORT_BASE + 5, and those of workers. The ranks of a
 # retraining meet at further ones, which torch takes from the system's range (net.ipv4.ip_local_port_range). A firewall
-# has to let the cluster's machines reach one another at all of these, and nobody else at any: torch knows no token, and
+# has to let the cluster's machines reach one another at all of these, and no other machine at any: torch has no token, and
 # one call without a token ends Ray's own processes (tools/cluster_network).
 PORT_BASE=${PORT_BASE:-6379}
 WORKER_PORTS=${WORKER_PORTS:-10002-10201}
 DASHBOARD_PORT=${DASHBOARD_PORT:-8265} # on loopback of the head alone
-CLIENT_PORT=${CLIENT_PORT:-10001}      # Ray Client's server on the head: nobody needs to reach it, but Ray starts it anyway
+CLIENT_PORT=${CLIENT_PORT:-10001}      # Ray Client's server on the head: not needed, but Ray starts it anyway
 
 PORTS=(
     "--node-manager-port=$((PORT_BASE + 1))"

@@ -10,7 +10,7 @@ from typing import Any
 from tabulate import tabulate
 
 from mnist_ray import __version__
-from mnist_ray.pipeline.provenance import hardware
+from mnist_ray.pipeline.provenance import gpu_names, processor
 from mnist_ray.storage.files import write_atomic
 
 
@@ -45,9 +45,8 @@ class Machine:
         import torch
         from joblib import cpu_count
 
-        found = hardware()
         python, of_torch = platform.python_version(), torch.__version__
-        return cls(found["processor"], cpu_count(), found["gpus"], python, of_torch, __version__)
+        return cls(processor(), cpu_count(), list(gpu_names()), python, of_torch, __version__)
 
     def __str__(self) -> str:
         gpus = ", ".join(self.gpus) or "no GPU"

@@ -14,15 +14,18 @@ import numpy as np
 import torch
 
 from mnist_ray import data
+from mnist_ray.api import search_job
 from mnist_ray.benchmarks.findings import Section
 from mnist_ray.config import JobSpec, Retrain, TrainingConfig, parse_spec
-from mnist_ray.pipeline.job import Site, search_job
+from mnist_ray.metrics import EpochMetrics
+from mnist_ray.pipeline.execution import tensors_of
+from mnist_ray.pipeline.tasks import RetrainingEnd, TrainingImages, TrainingTask
+from mnist_ray.ray_backend.backend import HANG_LIMIT_S, RayBackend
 from mnist_ray.ray_backend.cluster import connected
-from mnist_ray.ray_backend.shared_data import SharedData
-from mnist_ray.ray_backend.train.messages import EpochDone, Message, Retraining
+from mnist_ray.ray_backend.shared_data import SharedImages
 from mnist_ray.ray_backend.train.trainer import retrain
 from mnist_ray.record.timing import search_times
-from mnist_ray.training.loop import Examples, TrainingData, TrainState, fit
+from mnist_ray.training.loop import TrainState, fit
 from mnist_ray.training.process import prepare_to_train
 
 NUM_TRIALS = 20
@@ -45,9 +48,10 @@ def measure_search(data_dir: Path, num_epochs: int = 1) -> Section:
     """A search of 20 trials on MNIST, each of so many epochs, none stopped early; on this machine's CPUs."""
     with short_folder() as folder:
         spec = _search_spec(folder, data_dir, num_epochs)
-        run = search_job(spec, Site("local", folder / "ray"))
-        num_slots = (run.stage("started") or {})["cluster"]["cpus"]
-        times = search_times(run.trainings("search"), num_slots)
+        run = search_job(spec, RayBackend("local", folder / "ray"))
+        assert run.state.started is not None
+        num_slots = run.state.started.cluster.cpus
+        times = search_times(run.state.trainings("search"), num_slots)
     row = {
         "trials": NUM_TRIALS,
         "at a time": num_slots,
@@ -61,9 +65,9 @@ def measure_search(data_dir: Path, num_epochs: int = 1) -> Section:
     return Section(
         "The search",
         f"A real search of {NUM_TRIALS} trials of {num_epochs} epoch(s) on MNIST, one thread each. Wall time is from "
-        "the first trial's asking until a single one remains. A start-up is from a trial's asking to its first "
+        "the first trial's creation until a single one remains. A start-up is from a trial's creation to its first "
         "training step; those of the first trials include starting their processes and importing. Epochs are dated "
-        "when the driver heard of them.",
+        "when the driver received them.",
         [row],
         {"share of the cores' time that trains while two or more trials remain": times.busy},
     )
@@ -93,13 +97,12 @@ class Trained:
 
 def measure_retraining(data_dir: Path, num_rounds: int) -> Section:
     """The same epochs in a bare loop and under Ray Train, in turns, each on one worker of one thread."""
-    examples, pixels = _examples(data_dir)
     bare, under_ray = [], []
     with short_folder() as folder, _bare_process(data_dir) as ask:
         began = time.perf_counter()
         with connected("local", folder / "ray", verbose=False):
             ray_s = time.perf_counter() - began
-            shared = SharedData.put(examples, None, pixels)
+            shared = SharedImages.put(_images(data_dir))
             empty_s = _empty_group_s(shared, folder)
             for number in range(num_rounds):
                 bare.append(ask())
@@ -107,29 +110,43 @@ def measure_retraining(data_dir: Path, num_rounds: int) -> Section:
     return _retraining_section(bare, under_ray, ray_s, empty_s)
 
 
-def _examples(data_dir: Path) -> tuple[data.LabelledImages, data.PixelStatistics]:
+def _images(data_dir: Path) -> TrainingImages:
     examples = data.load_training("mnist", data_dir).take(np.arange(NUM_IMAGES))
-    return examples, data.pixel_statistics(examples.images)
+    return TrainingImages(examples, None, data.pixel_statistics(examples.images))
 
 
-def _empty_group_s(shared: SharedData, folder: Path) -> float:
-    """Seconds that a group takes which has nothing to do."""
+class _Reports:
+    """What the driver receives of a retraining (RetrainingReports in pipeline/backend.py)."""
+
+    def __init__(self) -> None:
+        self.epochs: list[tuple[float, float]] = []  # when each was received, and how long it took
+
+    def on_epoch(self, training_id: str, metrics: EpochMetrics) -> None:
+        self.epochs.append((time.perf_counter(), metrics.elapsed_s))
+
+    def on_end(self, end: RetrainingEnd) -> None:
+        pass
+
+    def poll(self) -> None:
+        pass
+
+
+def _empty_group_s(shared: SharedImages, folder: Path) -> float:
+    """Measure the seconds that a group takes which has nothing to do."""
     began = time.perf_counter()
-    retrain([], shared, Retrain(), 0, folder / "empty", receive=lambda message: None)
+    retrain([], shared, Retrain(), 0, _Reports(), folder / "empty", HANG_LIMIT_S)
     return time.perf_counter() - began
 
 
-def _under_ray(shared: SharedData, folder: Path) -> Trained:
-    heard: list[tuple[float, float]] = []  # when, and how long the epoch took
-
-    def receive(message: Message) -> None:
-        if isinstance(message, EpochDone):
-            heard.append((time.perf_counter(), message.row["elapsed_s"]))
-
+def _under_ray(shared: SharedImages, folder: Path) -> Trained:
+    reports = _Reports()
     began = time.perf_counter()
-    training = Retraining("retrain-benchmark", CONFIG, folder / "checkpoints", 1)
-    retrain([training], shared, Retrain(), 0, folder / "ray-state", receive)
-    (first, first_s), (last, _) = heard[0], heard[-1]
+    sentinel = folder / "sentinel"
+    folder.mkdir(parents=True)
+    sentinel.touch()
+    task = TrainingTask("retrain-benchmark", CONFIG, str(folder / "checkpoints"), 1, str(sentinel))
+    retrain([task], shared, Retrain(), 0, reports, folder / "ray-state", HANG_LIMIT_S)
+    (first, first_s), (last, _) = reports.epochs[0], reports.epochs[-1]
     return Trained(first - first_s - began, last - first)
 
 
@@ -160,12 +177,11 @@ class _Ask:
 
 def _serve(connection: Connection, data_dir: Path) -> None:
     prepare_to_train(1)
-    examples, pixels = _examples(data_dir)
-    training_data = TrainingData(Examples.of(examples, torch.device("cpu")), None, pixels)
+    training_data = tensors_of(_images(data_dir), torch.device("cpu"))
     connection.send("ready")
     while connection.recv() is not None:
         began, ends = time.perf_counter(), []
-        state = TrainState.initial(CONFIG, pixels)
+        state = TrainState.initial(CONFIG, training_data.statistics)
         for report in fit(state, training_data, CONFIG):
             ends.append(time.perf_counter())
             if len(ends) == 1:
@@ -190,7 +206,7 @@ def _retraining_section(bare: list[Trained], under_ray: list[Trained], ray_s: fl
         "Retraining",
         f"{NUM_EPOCHS - 1} epochs over {NUM_IMAGES:,} images in batches of {CONFIG.batch_size}, one worker of one "
         f"thread, {len(bare)} times in turns (medians); under Ray Train with heartbeats, checkpoints and every epoch "
-        f"told to the driver. Starting Ray on this machine took {ray_s:.1f} s, a group that has nothing to do "
+        f"reported to the driver. Starting Ray on this machine took {ray_s:.1f} s, a group that has nothing to do "
         f"{empty_s:.1f} s from its start to its end.",
         rows,
         {"time of the same epochs, Ray Train to the bare loop (median of pairs)": statistics.median(pairs)},

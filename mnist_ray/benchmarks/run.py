@@ -8,7 +8,7 @@ from mnist_ray import data
 from mnist_ray.benchmarks.findings import Machine, Section, markdown, put_between, write_findings
 
 BEGIN, END = "<!-- benchmark:begin -->", "<!-- benchmark:end -->"
-PARTS = ("steps", "workers", "retraining", "search")
+PARTS = ("steps", "kernels", "workers", "retraining", "search")
 
 
 def benchmark(parts: Sequence[str], data_dir: Path, num_rounds: int, say: Callable[[str], None]) -> list[Section]:
@@ -27,6 +27,10 @@ def _measure(part: str, data_dir: Path, num_rounds: int) -> list[Section]:
         from mnist_ray.benchmarks.steps import measure_steps
 
         return [measure_steps(data_dir, num_rounds)]
+    if part == "kernels":
+        from mnist_ray.benchmarks.kernels import measure_kernels
+
+        return [measure_kernels(data_dir, num_rounds)]
     if part == "workers":
         from mnist_ray.benchmarks.workers import measure_workers
 

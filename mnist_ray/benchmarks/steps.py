@@ -29,8 +29,10 @@ from torchvision import datasets, transforms
 from mnist_ray import data
 from mnist_ray.benchmarks.findings import Section
 from mnist_ray.config import Precision, TrainingConfig
-from mnist_ray.training.cuda_graph import capture_for
-from mnist_ray.training.loop import Examples, Steps, TrainState, Worker
+from mnist_ray.training.cuda_graph import capture_for, captured_and_compared
+from mnist_ray.training.distributed import Worker
+from mnist_ray.training.examples import Examples
+from mnist_ray.training.loop import Steps, TrainState
 from mnist_ray.training.process import prepare_to_train
 
 BATCH_SIZE = 128
@@ -221,6 +223,9 @@ def our_step(
     """The step of trials and retraining, its metrics included."""
     worker, examples = Worker(device=device), Examples.of(images, device)
     state = TrainState.initial(TrainingConfig(num_epochs=1, precision=precision), pixels, worker)
-    steps = Steps(state.model, state.optimizer, examples, worker, capture_for(device, 1))
+    steps = Steps(state.model, state.optimizer, examples, worker)
+    capture = capture_for(device, 1)
+    if capture is not None:
+        steps.captured = captured_and_compared(steps, len(examples), BATCH_SIZE, device, capture)
     steps.begin_epoch()
     return lambda: steps.take(torch.randint(len(examples), (BATCH_SIZE,), device=device), BATCH_SIZE)

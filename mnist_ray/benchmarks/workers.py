@@ -5,7 +5,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -14,8 +14,10 @@ import torch
 from mnist_ray import data
 from mnist_ray.benchmarks.findings import Section
 from mnist_ray.config import TrainingConfig
-from mnist_ray.training.kernels.collectives import exchanging_s
-from mnist_ray.training.loop import Examples, Steps, TrainState, Worker
+from mnist_ray.training.distributed import Worker, exchanging_s
+from mnist_ray.training.examples import Examples
+from mnist_ray.training.kernels.selection import AUTO, Kernels
+from mnist_ray.training.loop import Steps, TrainState
 from mnist_ray.training.process import group_on_this_machine, prepare_to_train
 
 BATCH_SIZES = (32, 128, 512)
@@ -37,13 +39,13 @@ class Measured:
 class Team:
     """Workers in processes of their own, which do rounds of steps when asked."""
 
-    def __init__(self, num_workers: int, data_dir: Path) -> None:
+    def __init__(self, num_workers: int, data_dir: Path, kernels: Kernels = AUTO) -> None:
         context = multiprocessing.get_context("spawn")
         meeting_point = Path(tempfile.mkdtemp(prefix="mnist-ray-"), "meeting")
         self._connections: list[Connection] = []
         for rank in range(num_workers):
             ours, theirs = context.Pipe()
-            context.Process(target=_serve, args=(theirs, rank, num_workers, meeting_point, data_dir)).start()
+            context.Process(target=_serve, args=(theirs, rank, num_workers, meeting_point, data_dir, kernels)).start()
             theirs.close()
             self._connections.append(ours)
 
@@ -66,16 +68,19 @@ class Team:
             connection.send(None)
 
 
-def _serve(connection: Connection, rank: int, num_workers: int, meeting_point: Path, data_dir: Path) -> None:
-    """A round for each batch size, until None."""
+def _serve(
+    connection: Connection, rank: int, num_workers: int, meeting_point: Path, data_dir: Path, kernels: Kernels
+) -> None:
+    """In the process of a worker: do a round for each batch size received, until None."""
     prepare_to_train(1)
     worker = Worker(rank, num_workers)
     images = data.load_training("mnist", data_dir)
     examples = Examples.of(images, worker.device)
-    state = TrainState.initial(TrainingConfig(num_epochs=1), data.pixel_statistics(images.images), worker)
+    pixels = data.pixel_statistics(images.images)
+    state = TrainState.initial(TrainingConfig(num_epochs=1), pixels, worker, kernels=kernels)
     steps = Steps(state.model, state.optimizer, examples, worker)
     steps.begin_epoch()
-    with group_on_this_machine(rank, num_workers, meeting_point, WAIT_S):
+    with group_on_this_machine(rank, num_workers, meeting_point, WAIT_S, kernels):
         while (batch_size := connection.recv()) is not None:
             connection.send(_round(steps, len(examples), worker, batch_size))
 
@@ -94,22 +99,29 @@ def _round(steps: Steps, num_examples: int, worker: Worker, batch_size: int) -> 
 
 
 def measure_workers(data_dir: Path, num_rounds: int) -> list[Section]:
-    """data_dir: has MNIST. One worker, two, and two that exchange nothing, in turns; then what more would bring."""
+    """Measure one worker, two, two over gloo, and two that exchange nothing, in turns; then model more.
+
+    data_dir: has MNIST.
+    """
     one, other, two = Team(1, data_dir), Team(1, data_dir), Team(2, data_dir)
+    over_gloo = Team(2, data_dir, replace(AUTO, collectives=False))
+    gloo: dict[int, list[Measured]] = {}
     rounds: dict[tuple[int, int], list[Measured]] = {}
     strangers: dict[int, list[Measured]] = {}
     for _ in range(num_rounds):
         for batch_size in BATCH_SIZES:
             rounds.setdefault((1, batch_size), []).append(one.run(batch_size))
             rounds.setdefault((2, batch_size), []).append(two.run(batch_size))
+            gloo.setdefault(batch_size, []).append(over_gloo.run(batch_size))
             strangers.setdefault(batch_size, []).append(_beside_each_other(one, other, batch_size // 2))
         for batch_size in set(LOCAL_BATCH_SIZES) - set(BATCH_SIZES):
             rounds.setdefault((1, batch_size), []).append(one.run(batch_size))
-    for team in (one, other, two):
+    for team in (one, other, two, over_gloo):
         team.end()
     medians = {key: _median(measured) for key, measured in rounds.items()}
     apart = {batch_size: _median(measured) for batch_size, measured in strangers.items()}
-    return [_measured_section(medians, apart, num_rounds), _modelled_section(medians)]
+    sections = [_measured_section(medians, apart, num_rounds), _modelled_section(medians)]
+    return [sections[0], _gloo_section({size: rounds[2, size] for size in BATCH_SIZES}, gloo), sections[1]]
 
 
 def _beside_each_other(one: Team, other: Team, batch_size: int) -> Measured:
@@ -153,6 +165,33 @@ def _measured_section(
         "rounds in turns. Exchanging includes waiting for the other worker. The last column is what this "
         "machine leaves to two workers of half the batch each that have nothing to do with each other: a step costs "
         "something whatever its size, and the cores share caches and memory.",
+        rows,
+        ratios,
+    )
+
+
+def _gloo_section(ours: Mapping[int, list[Measured]], gloo: Mapping[int, list[Measured]]) -> Section:
+    rows, ratios = [], {}
+    for batch_size in BATCH_SIZES:
+        own, other = _median(ours[batch_size]), _median(gloo[batch_size])
+        pairs = zip(ours[batch_size], gloo[batch_size], strict=True)
+        gain = statistics.median(1 - one.wall_s / over.wall_s for one, over in pairs)
+        ratios[f"share of a two-worker step over gloo that the own exchange saves, global batch {batch_size}"] = gain
+        rows.append(
+            {
+                "global batch": batch_size,
+                "own exchange, step ms": round(1e3 * own.wall_s, 2),
+                "of it exchanging, ms": round(1e3 * own.exchanging_s, 2),
+                "over gloo, step ms": round(1e3 * other.wall_s, 2),
+                "of it exchanging over gloo, ms": round(1e3 * other.exchanging_s, 2),
+                "gain": f"{gain:.0%}",
+            }
+        )
+    return Section(
+        "Exchange over gloo",
+        f"The same two workers, their step once over connections of their own (training/kernels/collectives.py) and "
+        f"once over torch.distributed with gloo. Medians of {len(ours[BATCH_SIZES[0]])} rounds in turns. The gain is "
+        "the median over rounds of the share of a step over gloo that is saved.",
         rows,
         ratios,
     )

@@ -1,20 +1,27 @@
-"""What the commands' arguments have in common."""
+"""Arguments that several commands share."""
 
 import argparse
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mnist_ray.storage.files import StoragePath
+
+DEFAULT_STORAGE = "results"
 
 
 def add_command(
     commands: Any, name: str, command: Callable[[argparse.Namespace], int], text: str
 ) -> argparse.ArgumentParser:
+    """Add a command that is run by calling `command`; `text` is its help."""
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
     parser.set_defaults(command=command)
     return parser
 
 
 def add_overrides(job: argparse.ArgumentParser) -> None:
+    """Add --name and --set to a command."""
     job.add_argument("--name", help="the run's name (default: the spec's)")
     job.add_argument(
         "--set",
@@ -26,7 +33,7 @@ def add_overrides(job: argparse.ArgumentParser) -> None:
 
 
 def overrides_of(arguments: argparse.Namespace) -> list[str]:
-    """Of --set, --name, --data-dir and --storage, as `load_spec` takes them."""
+    """Return --set, --name, --data-dir and --storage as `load_spec` takes them."""
     overrides = list(arguments.set)
     for key, value in (
         ("name", arguments.name),
@@ -34,10 +41,21 @@ def overrides_of(arguments: argparse.Namespace) -> list[str]:
         ("storage", arguments.storage),
     ):
         if value is not None:
-            overrides.append(f"{key}={_quoted(value)}")
+            overrides.append(f"{key}={json.dumps(value)}")  # in quotes, also where YAML would read a number or a date
     return overrides
 
 
-def _quoted(text: str) -> str:
-    """A command-line text is that text, also where YAML would read a number or a date."""
-    return json.dumps(text)
+def add_storage(parser: argparse.ArgumentParser) -> None:
+    """Add --storage to a command."""
+    text = "the folder that holds the runs, or s3://BUCKET/FOLDER (default: the spec's, then ./results)"
+    parser.add_argument("--storage", help=text)
+
+
+def storage_of(arguments: argparse.Namespace) -> "StoragePath":
+    """Return the folder that holds the runs. Raises SpecError."""
+    from mnist_ray.config import check_storage
+    from mnist_ray.storage.files import storage_path
+
+    storage = arguments.storage or DEFAULT_STORAGE
+    check_storage(storage)
+    return storage_path(storage)

@@ -1,136 +1,171 @@
-"""The commands that work with a cluster from outside: submit, status, logs, stop, fetch."""
+"""The commands for a cluster's job server: submit, status, logs, stop, fetch."""
 
 import argparse
+import contextlib
+import logging
 import sys
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mnist_ray.cli.arguments import add_command, add_overrides, overrides_of
+from mnist_ray.errors import OSERROR_EXIT_CODE, InterruptedRunError, MnistRayError, SpecError, TrainingFailedError
 
 if TYPE_CHECKING:
     from mnist_ray.ray_backend.jobs.client import JobServer
-    from mnist_ray.ray_backend.jobs.submit import Job
-
-CODES_OF_A_JOB = range(2, 8)  # that `mnist-ray run` itself ends with (see cli.py); any other is a crash
+    from mnist_ray.ray_backend.jobs.job import Job
 
 
-def add_remote_commands(commands: Any) -> None:
-    submit = add_command(
-        commands, "submit", _submit, "run a spec as a job of a cluster and follow it; once, however often"
-    )
+def add_cluster_commands(commands: Any) -> None:
+    """Add the commands of this file to the parser's `commands`."""
+    submit = _add(commands, "submit", _submit, "run a spec as a job of a cluster and follow the job; safe to repeat")
     submit.add_argument("spec", type=Path, help="a job spec, such as jobs/mnist.yaml")
     add_overrides(submit)
-    submit.add_argument("--data-dir", help="where the data sets lie on the cluster's nodes")
+    submit.add_argument("--data-dir", help="the folder of the data sets on the cluster's nodes")
     submit.add_argument(
         "--storage",
         help="the folder that holds the runs there; a relative one lies below ~/mnist_ray (default: the spec's)",
     )
-    _add_address(submit)
-    status = add_command(commands, "status", _status, "the runs that a cluster has as jobs, or one of them")
+    submit.add_argument("--local", action="store_true", help=argparse.SUPPRESS)  # refused with a message
+    status = _add(commands, "status", _status, "list the runs that are jobs of a cluster, or show one of them")
     status.add_argument("run", nargs="?", metavar="RUN")
-    _add_address(status)
-    logs = add_command(commands, "logs", _logs, "what a run's job has said so far")
+    logs = _add(commands, "logs", _logs, "print the output of a run's job so far")
     logs.add_argument("run", metavar="RUN")
-    logs.add_argument("--follow", action="store_true", help="until the job is over; its outcome is the exit code")
-    _add_address(logs)
-    stop = add_command(commands, "stop", _stop, "end a run's job in good order; the same submit goes on with it")
+    logs.add_argument("--follow", action="store_true", help="until the job has ended; exits with the job's exit code")
+    stop = _add(commands, "stop", _stop, "stop a run's job in good order; the same submit goes on with the run")
     stop.add_argument("run", metavar="RUN")
-    _add_address(stop)
-    fetch = add_command(commands, "fetch", _fetch, "bring a run here: record, tables, model and report")
+    fetch = _add(commands, "fetch", _fetch, "copy a run to this machine: record, tables, model and report")
     fetch.add_argument("run", metavar="RUN")
-    fetch.add_argument("--storage", help="the folder that holds the runs there (default: what its job says)")
+    fetch.add_argument("--storage", help="the folder that holds the runs there (default: the one of the run's job)")
     fetch.add_argument("--to", default="results", help="the folder that holds the runs here (default: ./results)")
-    _add_address(fetch)
 
 
-def _add_address(parser: argparse.ArgumentParser) -> None:
+def _add(commands: Any, name: str, command: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+    def run(arguments: argparse.Namespace) -> int:
+        with _messages_on_stderr():
+            return command(arguments)
+
+    parser = add_command(commands, name, run, text)
     parser.add_argument("--address", metavar="URL", help="of the dashboard: http://HEAD:8265 (default: $RAY_ADDRESS)")
+    return parser
+
+
+@contextlib.contextmanager
+def _messages_on_stderr() -> Iterator[None]:
+    """Print the log messages of jobs/ to stderr: stdout is for the output of the run's job."""
+    logger = logging.getLogger("mnist_ray.ray_backend.jobs")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("mnist-ray: %(message)s"))
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
+# --- commands ----------------------------------------------------------------------------------------------------
 
 
 def _submit(arguments: argparse.Namespace) -> int:
+    if arguments.local:
+        raise SpecError("--local: a submitted job runs on a cluster: leave --local out, or use 'mnist-ray run --local'")
     from mnist_ray.config import load_spec
 
-    spec = load_spec(arguments.spec, overrides_of(arguments))
+    spec = load_spec(arguments.spec, overrides_of(arguments))  # before Ray is imported: a mistake is reported at once
     from mnist_ray.ray_backend.jobs.client import check_cluster, connect
     from mnist_ray.ray_backend.jobs.submit import storage_on_cluster, submit
 
     spec = spec.model_copy(update={"storage": storage_on_cluster(spec.storage)})
     server = connect(arguments.address)
     check_cluster(server, spec)
-    return _followed(server, submit(server, spec, _note))
+    return _follow(server, submit(server, spec))
 
 
 def _status(arguments: argparse.Namespace) -> int:
     from tabulate import tabulate
 
     from mnist_ray.ray_backend.jobs.client import connect
-    from mnist_ray.ray_backend.jobs.submit import jobs, known_job
+    from mnist_ray.ray_backend.jobs.job import find_job, jobs
 
     server = connect(arguments.address)
     if arguments.run is not None:
-        print("\n".join(_facts(known_job(server, arguments.run))))
+        job = find_job(server, arguments.run)
+        facts = [
+            ("job", job.id),
+            ("state", f"{job.state} since {_time(job)}"),
+            ("how it ended", _failure(job)),
+            ("storage", job.storage),
+            ("mnist_ray", job.version),
+        ]
+        print("\n".join(f"{name:<13} {text}" for name, text in facts if text))
         return 0
     latest: dict[str, Job] = {}
     for job in jobs(server):
         latest.setdefault(job.run, job)
     rows = [
-        {"run": job.run, "state": job.state, "since": _time(job), "how it ended": _ending(job)}
+        {"run": job.run, "state": job.state, "since": _time(job), "how it ended": _failure(job)}
         for job in latest.values()
     ]
-    print(tabulate(rows, headers="keys", tablefmt="plain") or f"no jobs of this project on {server.place}")
+    print(tabulate(rows, headers="keys", tablefmt="plain") or f"no jobs of this project on {server.address}")
     return 0
 
 
 def _logs(arguments: argparse.Namespace) -> int:
     from mnist_ray.ray_backend.jobs.client import connect
-    from mnist_ray.ray_backend.jobs.submit import known_job, print_log
+    from mnist_ray.ray_backend.jobs.follow import print_log
+    from mnist_ray.ray_backend.jobs.job import find_job
 
     server = connect(arguments.address)
-    job = known_job(server, arguments.run)
+    job = find_job(server, arguments.run)
     if arguments.follow:
-        return _followed(server, job)
+        return _follow(server, job)
     print_log(server, job, _write)
     return 0
 
 
 def _stop(arguments: argparse.Namespace) -> int:
     from mnist_ray.ray_backend.jobs.client import connect
-    from mnist_ray.ray_backend.jobs.submit import stop
+    from mnist_ray.ray_backend.jobs.follow import stop
 
-    job, was_going = stop(connect(arguments.address), arguments.run)
-    if was_going and job.state == "stopped":
+    job, was_running = stop(connect(arguments.address), arguments.run)
+    if was_running and job.state == "stopped":
         print(f"{job.id} is stopped: the same 'mnist-ray submit' goes on with the run")
     else:
-        print(f"{job.id} has {job.state} already{_in_brackets(_ending(job))}: nothing to stop")
+        failure = _failure(job)
+        print(f"{job.id} has {job.state} already{f' ({failure})' if failure else ''}: nothing to stop")
     return 0
 
 
 def _fetch(arguments: argparse.Namespace) -> int:
-    from mnist_ray.ray_backend.jobs.fetch import fetched, packed_run
+    from mnist_ray.ray_backend.jobs.fetch import fetch_record, unpacked_run
     from mnist_ray.report.write import write_report
 
-    text = packed_run(arguments.address, arguments.run, arguments.storage, _note)
+    record = fetch_record(arguments.address, arguments.run, arguments.storage)
     destination = Path(arguments.to).expanduser().absolute() / arguments.run
-    with fetched(text, destination) as run:
+    with unpacked_run(record, destination) as run:
         lines = write_report(run).summary()
-        is_finished = run.stage("tested") is not None
-    print("\n".join([*lines, f"report: {destination / run.report.name}", f"everything lies in {destination}"]))
+        is_finished = run.state.tested is not None
+    print("\n".join([*lines, f"report: {destination / run.paths.report.name}", f"everything lies in {destination}"]))
     if not is_finished:
-        print(f"{arguments.run} is not finished: this is as far as it has come; the same command brings the rest")
+        print(f"{arguments.run} is not finished: this is the state so far; the same command fetches the rest later")
     return 0
 
 
-# --- following -----------------------------------------------------------------------------------------------------
+# --- jobs --------------------------------------------------------------------------------------------------------
 
 
-def _followed(server: "JobServer", job: "Job") -> int:
-    """The job's own exit code, once it is over. Raises InterruptedRunError, TrainingFailedError."""
-    from mnist_ray.errors import InterruptedRunError
-    from mnist_ray.ray_backend.jobs.submit import follow
+def _follow(server: "JobServer", job: "Job") -> int:
+    """Print a job's output until the job has ended; return its exit code. Raises as `exit_code_of`."""
+    from mnist_ray.ray_backend.jobs.follow import follow
 
     try:
-        return _outcome(follow(server, job.id, _write, _note))
+        return exit_code_of(follow(server, job.id, _write))
     except KeyboardInterrupt:
         raise InterruptedRunError(
             f"{job.id} goes on: 'mnist-ray logs {job.run} --follow' follows it again, 'mnist-ray stop {job.run}' ends "
@@ -138,51 +173,38 @@ def _followed(server: "JobServer", job: "Job") -> int:
         ) from None
 
 
-def _outcome(job: "Job") -> int:
-    from mnist_ray.errors import InterruptedRunError, TrainingFailedError
+def exit_code_of(job: "Job") -> int:
+    """Return the exit code of a job that has ended.
 
+    Raises InterruptedRunError for a job that was stopped, TrainingFailedError for one that crashed.
+    """
     if job.state == "succeeded":
         return 0
     if job.state == "stopped":
         raise InterruptedRunError(f"{job.id} was stopped: the same 'mnist-ray submit' goes on with the run")
-    if job.exit_code is not None and job.exit_code in CODES_OF_A_JOB:
-        _note(f"{job.id} failed ({_ending(job)})")
-        return job.exit_code
-    raise TrainingFailedError(f"{job.id} failed: {job.message}: the same 'mnist-ray submit' goes on with the run")
+    if job.exit_code is None or job.exit_code not in _reported_exit_codes():
+        raise TrainingFailedError(f"{job.id} failed: {job.message}: the same 'mnist-ray submit' goes on with the run")
+    print(f"mnist-ray: {job.id} failed ({_failure(job)})", file=sys.stderr)
+    return job.exit_code
 
 
-def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
+def _reported_exit_codes() -> set[int]:
+    """Return the exit codes with which `mnist-ray run` reports an error; a job with any other one has crashed."""
+    codes = {error.exit_code for error in MnistRayError.__subclasses__()}
+    return codes - {MnistRayError.exit_code} | {OSERROR_EXIT_CODE}
 
 
-def _note(text: str) -> None:
-    print(f"mnist-ray: {text}", file=sys.stderr, flush=True)
-
-
-# --- showing -------------------------------------------------------------------------------------------------------
-
-
-def _facts(job: "Job") -> list[str]:
-    facts = [
-        ("job", job.id),
-        ("state", f"{job.state} since {_time(job)}"),
-        ("how it ended", _ending(job)),
-        ("storage", job.metadata.get("mnist_ray_storage", "")),
-        ("mnist_ray", job.metadata.get("mnist_ray_version", "")),
-    ]
-    return [f"{name:<13} {text}" for name, text in facts if text]
+def _failure(job: "Job") -> str:
+    """Describe why a job failed; "" where the job did not fail."""
+    if job.state != "failed":
+        return ""
+    return f"exit code {job.exit_code}" if job.exit_code in _reported_exit_codes() else job.message
 
 
 def _time(job: "Job") -> str:
     return datetime.fromtimestamp(job.since_s).strftime("%Y-%m-%d %H:%M:%S")
 
 
-def _ending(job: "Job") -> str:
-    if job.state != "failed":
-        return ""
-    return f"exit code {job.exit_code}" if job.exit_code in CODES_OF_A_JOB else job.message
-
-
-def _in_brackets(text: str) -> str:
-    return f" ({text})" if text else ""
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()

@@ -1,29 +1,34 @@
-"""What a person sees while a run goes on: one bar a stage on a terminal, plain lines anywhere else."""
+"""The display of a run in progress: one bar a stage on a terminal, plain lines anywhere else."""
 
+import logging
 import sys
 import time
-from typing import Any
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
-from mnist_ray.pipeline.stages import Listener
-from mnist_ray.record.rundir import Training
+from mnist_ray.callbacks import Callback, StageName, TrainingInfo, TrainingOutcome
+from mnist_ray.config import Objective
+from mnist_ray.metrics import EpochMetrics
 
 LINE_EVERY_S = 10.0
 
 
-class Display(Listener):
-    """A listener that draws. Use it as a context; nothing is drawn after the end."""
+class ProgressDisplay(Callback):
+    """A callback that draws on standard error, where it also shows the package's log messages.
 
-    def __init__(self, objective: str) -> None:
+    Use it as a context; nothing is drawn after the end.
+    """
+
+    def __init__(self, objective: Objective) -> None:
         self._objective = objective
         self._console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
         self._bars = Progress(
@@ -37,75 +42,95 @@ class Display(Listener):
             console=self._console,
             disable=not self._console.is_terminal,
         )
-        self._stage = ""
-        self._bar: Any = None
-        self._best: tuple[float, str] | None = None
-        self._last_line = float("-inf")
+        self._stage: StageName = "data"
+        self._bar: TaskID | None = None
+        self._best: tuple[float, str] | None = None  # the objective, and the trial that has it
+        self._last_line_at = float("-inf")
+        self._messages = _ConsoleHandler(self._console)
+        self._level_before = logging.NOTSET
 
-    def __enter__(self) -> "Display":
+    def __enter__(self) -> "ProgressDisplay":
+        logger = logging.getLogger("mnist_ray")
+        self._level_before = logger.level
+        logger.setLevel(logging.INFO)
+        logger.addHandler(self._messages)
         self._bars.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._bars.stop()
+        logger = logging.getLogger("mnist_ray")
+        logger.removeHandler(self._messages)
+        logger.setLevel(self._level_before)
 
-    def note(self, text: str) -> None:
-        self._console.print(text, markup=False)
-
-    def stage_began(self, stage: str, total: int, done: int, unit: str) -> None:
+    def on_stage_start(self, stage: StageName, total: int, done: int, unit: str) -> None:
         self._stage = stage
         self._bar = self._bars.add_task(stage, total=total, completed=done, unit=unit, what="")
         self._line(f"0 of {total} {unit}" if not done else f"{done} of {total} {unit} were done before", now=True)
 
-    def stage_ended(self, stage: str, elapsed_s: float) -> None:
+    def on_stage_end(self, stage: StageName, elapsed_s: float) -> None:
         self._stage = stage
         self._line(f"done in {elapsed_s:.1f} s", now=True)
 
-    def trial_epoch(self, training_id: str, row: dict[str, Any]) -> None:
-        self._what(
-            f"{training_id} epoch {row['epoch']} {self._objective} {row[self._objective]:.4f}{self._best_so_far()}"
-        )
+    def on_epoch(self, training: TrainingInfo, metrics: EpochMetrics) -> None:
+        if training.stage == "retrain":
+            self._advance()
+            num_epochs = training.config.num_epochs
+            self._show(
+                f"{training.role} ({training.id}) epoch {metrics.epoch} of {num_epochs} "
+                f"train_loss {metrics.train.loss:.4f} {metrics.elapsed_s:.1f} s",
+                now=metrics.epoch == num_epochs,
+            )
+        else:
+            objective = metrics.objective(self._objective)
+            best = self._best_so_far()
+            self._show(f"{training.id} epoch {metrics.epoch} {self._objective} {objective:.4f}{best}")
 
-    def trial_ended(self, training: Training) -> None:
-        if training.status == "complete" and training.stage == "search":
-            self._keep_best(training)
-        score = f" {self._objective} {training.history[-1][self._objective]:.4f}" if training.history else ""
-        reason = (training.ended or {}).get("reason")
-        self._bars.advance(self._bar)
-        self._what(
-            f"{training.id} {training.status} after {training.epochs_done} epochs{score}"
-            + (f" ({reason})" if reason else "")
+    def on_training_end(self, training: TrainingInfo, outcome: TrainingOutcome) -> None:
+        if training.stage == "retrain":
+            return
+        score = outcome.last.objective(self._objective) if outcome.last else None
+        if outcome.status == "complete" and training.stage == "search" and score is not None:
+            sign = -1 if self._objective == "val_accuracy" else 1
+            if self._best is None or sign * score < sign * self._best[0]:
+                self._best = (score, training.id)
+        self._advance()
+        self._show(
+            f"{training.id} {outcome.status} after {outcome.epochs_done} epochs"
+            + (f" {self._objective} {score:.4f}" if score is not None else "")
+            + (f" ({outcome.reason})" if outcome.reason else "")
             + (self._best_so_far() if training.stage == "search" else ""),
             now=True,
         )
 
-    def retraining_epoch(self, training_id: str, role: str, row: dict[str, Any], num_epochs: int) -> None:
-        self._bars.advance(self._bar)
-        seconds = f"{row['elapsed_s']:.1f} s"
-        what = (
-            f"{role} ({training_id}) epoch {row['epoch']} of {num_epochs} train_loss {row['train_loss']:.4f} {seconds}"
-        )
-        self._what(what, now=row["epoch"] == num_epochs)
-
-    def _keep_best(self, training: Training) -> None:
-        score = training.history[-1][self._objective]
-        sign = -1 if self._objective == "val_accuracy" else 1
-        if self._best is None or sign * score < sign * self._best[0]:
-            self._best = (score, training.id)
-
     def _best_so_far(self) -> str:
         return f", best so far {self._best[0]:.4f} ({self._best[1]})" if self._best else ""
 
-    def _what(self, text: str, now: bool = False) -> None:
-        """On a terminal beside the bar; elsewhere a line, at most one in ten seconds unless it is due `now`."""
-        if self._console.is_terminal:
-            self._bars.update(self._bar, what=text)
-        else:
+    def _advance(self) -> None:
+        if self._bar is not None:
+            self._bars.advance(self._bar)
+
+    def _show(self, text: str, now: bool = False) -> None:
+        """Show a text beside the bar; without a terminal as a line, at most one in LINE_EVERY_S unless it is `now`."""
+        if not self._console.is_terminal:
             self._line(text, now)
+        elif self._bar is not None:
+            self._bars.update(self._bar, what=text)
 
     def _line(self, text: str, now: bool) -> None:
         if self._console.is_terminal:
             return
-        if now or time.monotonic() - self._last_line >= LINE_EVERY_S:
-            self._last_line = time.monotonic()
+        if now or time.monotonic() - self._last_line_at >= LINE_EVERY_S:
+            self._last_line_at = time.monotonic()
             self._console.print(f"{time.strftime('%H:%M:%S')} {self._stage}: {text}", markup=False)
+
+
+class _ConsoleHandler(logging.Handler):
+    """Prints log messages above the bars, as they are."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.INFO)
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._console.print(self.format(record), markup=False)

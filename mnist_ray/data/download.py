@@ -2,19 +2,19 @@
 
 import contextlib
 import os
-import queue
 import shutil
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import Future, wait
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import filelock
 import pooch
+import requests
 
 # A mirror has to deliver this much on average over the last `timeout_s`, name look-up and connecting included.
 # Otherwise the mirror is given up, for the files that follow too, so that a clear error comes within about a minute. A
@@ -82,6 +82,7 @@ def download_once(folder: Path, find_missing: Callable[[], Sequence[Download]], 
 
 
 def _last_failure(folder: Path) -> str:
+    """Return the error of the last download that failed, or "" after one that did not."""
     try:
         return (folder / FAILURE_NAME).read_text(encoding="utf-8", errors="replace")  # its writer may have been killed
     except FileNotFoundError:
@@ -157,108 +158,85 @@ def _download(download: Download, work: Path, timeout_s: float, slow_mirrors: di
 
 
 def _download_from(address: str, download: Download, work: Path, timeout_s: float) -> Path:
-    """Let pooch download and verify the file. Raises _MirrorError for the server, OSError for the disk."""
+    """Let pooch download and verify the file. Raises _MirrorError for the server, OSError for the disk.
+
+    A thread does the waiting, because the time limit of requests bounds neither the name look-up, nor a header that
+    comes byte by byte, nor connecting: each of a host's addresses gets all of the time, and S3 has eight.
+    """
     pooch.get_logger().setLevel("WARNING")  # otherwise pooch prints a line for every file
-    num_bytes, start = 0, b""
+    progress, finished = _Progress(), Future[Path]()
+    http = pooch.HTTPDownloader(
+        progressbar=progress,
+        chunk_size=CHUNK_BYTES,
+        timeout=2 * timeout_s,  # only ends a thread that was given up
+        headers={"User-Agent": "mnist_ray", "Accept-Encoding": "identity"},
+        hooks={"response": _keep_packed},
+    )
 
     def receive(address: str, path: str, _: object) -> None:
-        nonlocal num_bytes, start
-        with _disk_errors_named(work.parent / download.name), Path(path).open("wb") as target:
-            with _Transfer(address, timeout_s) as chunks:
-                for chunk in chunks:
-                    target.write(chunk)
-                    num_bytes, start = num_bytes + len(chunk), start or chunk[:15]
-            target.flush()
-            os.fsync(target.fileno())
-            os.fchmod(target.fileno(), 0o644)  # a temporary file of pooch is its owner's alone
+        http(address, path, None)
+        with Path(path).open("rb") as file:
+            progress.start = file.read(15)
+            os.fsync(file.fileno())
+            os.fchmod(file.fileno(), 0o644)  # a temporary file of pooch is its owner's alone
 
+    def run() -> None:
+        try:
+            finished.set_result(Path(pooch.retrieve(address, download.sha256, download.name, work, downloader=receive)))
+        except Exception as error:
+            if isinstance(error, requests.RequestException) and error.response is not None:
+                error.response.close()  # pooch leaves a refused request open
+            finished.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
     try:
-        return Path(pooch.retrieve(address, download.sha256, download.name, work, downloader=receive))
-    except ValueError:
+        _wait(finished, progress, timeout_s)
+        return finished.result()
+    except requests.RequestException as error:
+        raise _MirrorError(_first_cause(error)) from error
+    except OSError as error:  # of an open file, which names no path
+        raise OSError(error.errno, error.strerror, str(work.parent / download.name)) from error
+    except ValueError as error:
         raise _MirrorError(
-            f"{num_bytes} bytes that begin with {start!r} do not have the SHA-256 {download.sha256[:12]}"
-        ) from None
-
-
-@contextlib.contextmanager
-def _disk_errors_named(path: Path) -> Iterator[None]:
-    """Name the path in an OSError: those of an open file name none."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
+            f"{progress.num_bytes} bytes that begin with {progress.start!r} do not have the SHA-256 "
+            f"{download.sha256[:12]}"
+        ) from error
+    finally:
+        progress.is_given_up = True
 
 
 @dataclass
-class _Transfer:
-    """Chunks of a download by pooch, which runs in a thread of its own.
+class _Progress:
+    """Progress bar for pooch, which calls `update` after each chunk; an exception there ends the download."""
 
-    The thread does the waiting, because the time limit of requests bounds neither the name look-up, nor a header that
-    comes byte by byte, nor connecting: each of a host's addresses gets all of the time, and S3 has eight. As a context
-    manager a transfer ends the thread at its next chunk.
-    """
-
-    address: str
-    timeout_s: float
     num_bytes: int = 0
+    start: bytes = b""
     is_given_up: bool = False
-    arrived: "queue.SimpleQueue[bytes | Exception]" = field(default_factory=queue.SimpleQueue)
+    total: int = 0  # set by pooch, from the header
 
-    def __enter__(self) -> Iterator[bytes]:
-        threading.Thread(target=self._receive, daemon=True).start()
-        return self._chunks()
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.is_given_up = True
-
-    def _chunks(self) -> Iterator[bytes]:
-        """Raises _MirrorError: refused, cut off, silent, slow or endless."""
-        totals = deque([0], maxlen=TICKS + 1)  # the bytes that had come at the last ticks
-        tick_s = self.timeout_s / TICKS
-        next_tick_s = time.monotonic() + tick_s
-        while True:
-            try:
-                arrived = self.arrived.get(timeout=max(next_tick_s - time.monotonic(), 0))
-            except queue.Empty:
-                pass
-            else:
-                if isinstance(arrived, Exception):
-                    raise _MirrorError(_first_cause(arrived)) from arrived
-                if not arrived:
-                    return
-                yield arrived
-            if time.monotonic() >= next_tick_s:
-                next_tick_s = time.monotonic() + tick_s
-                totals.append(self.num_bytes)
-                if len(totals) > TICKS and totals[-1] - totals[0] < self.timeout_s * MIN_BYTES_PER_S:
-                    rate = f"under {MIN_BYTES_PER_S // 1024} KiB/s for {self.timeout_s:g} s"
-                    raise _SlowMirrorError(f"too slow, {rate}, {self.num_bytes} bytes in all")
-
-    def _receive(self) -> None:
-        """Put the chunks into the queue, then b"" or the exception that ended the download."""
-        downloader = pooch.HTTPDownloader(
-            chunk_size=CHUNK_BYTES,
-            timeout=2 * self.timeout_s,  # only ends a thread that was given up
-            headers={"User-Agent": "mnist_ray", "Accept-Encoding": "identity"},
-            hooks={"response": _keep_packed},
-        )
-        try:
-            downloader(self.address, self, None)
-            self.arrived.put(b"")
-        except Exception as error:
-            self.arrived.put(error)
-
-    def write(self, chunk: bytes) -> None:
-        """Receive a chunk from pooch."""
+    def update(self, num_bytes: int) -> None:
+        self.num_bytes += num_bytes
         if self.is_given_up:
-            raise ConnectionError("given up")
-        self.num_bytes += len(chunk)
+            raise _MirrorError("given up")
         if self.num_bytes > MAX_FILE_BYTES:
-            raise ValueError(f"more than {MAX_FILE_BYTES} bytes came, no file of a data set is so large")
-        self.arrived.put(chunk)
+            raise _MirrorError(f"more than {MAX_FILE_BYTES} bytes came, no file of a data set is so large")
 
-    def flush(self) -> None:
-        """Do nothing: pooch calls this after every chunk."""
+    def reset(self) -> None:
+        """Start again at 0: pooch then counts the whole file as one chunk."""
+        self.num_bytes = 0
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+def _wait(finished: Future[Path], progress: _Progress, timeout_s: float) -> None:
+    """Wait for the thread. Raises _SlowMirrorError for a mirror that is silent or slow."""
+    totals = deque([0], maxlen=TICKS + 1)  # the bytes that had come at the last ticks
+    while wait([finished], timeout=timeout_s / TICKS).not_done:
+        totals.append(progress.num_bytes)
+        if len(totals) > TICKS and totals[-1] - totals[0] < timeout_s * MIN_BYTES_PER_S:
+            rate = f"under {MIN_BYTES_PER_S // 1024} KiB/s for {timeout_s:g} s"
+            raise _SlowMirrorError(f"too slow, {rate}, {progress.num_bytes} bytes in all")
 
 
 def _keep_packed(response: Any, **_: object) -> None:

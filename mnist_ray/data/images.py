@@ -1,4 +1,4 @@
-"""Image files as the network takes them."""
+"""Image files, in the form of the network's input."""
 
 from pathlib import Path
 
@@ -12,10 +12,10 @@ DIGIT_SIDE = 20  # of the box that MNIST fits a digit into
 
 
 def read_image(path: Path) -> np.ndarray:
-    """An image file of any size, dark on light or light on dark -> (1, 28, 28) uint8, light on dark.
+    """Read an image file of any size, dark on light or light on dark -> (1, 28, 28) uint8, light on dark.
 
-    An image of 28x28 is taken as it is, polarity aside; any other is brought into MNIST's form: the drawing
-    scaled into 20x20 and placed with its centre of mass in the middle. Raises ImageFileError.
+    An image of 28x28 keeps its pixels, inverted if dark on light. Any other is brought into MNIST's form: the drawing
+    is scaled into 20x20 and placed with its centre of mass in the middle. Raises ImageFileError.
     """
     try:
         with Image.open(path) as file:
@@ -26,10 +26,11 @@ def read_image(path: Path) -> np.ndarray:
     light_on_dark = ImageOps.invert(grey) if _border_is_light(np.asarray(grey)) else grey
     if grey.size == (SIDE, SIDE):
         return np.asarray(light_on_dark)[None]
-    return _as_mnist_does(ImageOps.autocontrast(light_on_dark), path)[None]
+    return _in_mnist_form(ImageOps.autocontrast(light_on_dark), path)[None]
 
 
 def _on_white(image: Image.Image) -> Image.Image:
+    """Put an image with transparent parts on a white ground."""
     if not image.has_transparency_data:
         return image
     coloured = image.convert("RGBA")
@@ -37,11 +38,13 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _border_is_light(pixels: np.ndarray) -> bool:
+    """Return whether the median of the border's pixels is in the lighter half. pixels: (height, width) uint8."""
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     return bool(np.median(border) > 127)
 
 
-def _as_mnist_does(image: Image.Image, path: Path) -> np.ndarray:
+def _in_mnist_form(image: Image.Image, path: Path) -> np.ndarray:
+    """Scale the drawing into 20x20 and centre its mass in (28, 28) uint8. Raises ImageFileError, which names `path`."""
     box = image.point(lambda value: 255 if value > 63 else 0).getbbox()
     if box is None:
         raise ImageFileError(f"{path}: nothing is drawn on it: give an image of one digit")
@@ -53,6 +56,6 @@ def _as_mnist_does(image: Image.Image, path: Path) -> np.ndarray:
 
 
 def _offset(weights: np.ndarray) -> int:
-    """Where a line of pixels must start so that its centre of mass is in the middle, and all of it inside."""
+    """Return the start of a line of pixels whose centre of mass is then in the middle, or as near as it fits."""
     centre = float((weights * (np.arange(len(weights)) + 0.5)).sum() / weights.sum())
     return int(np.clip(round(SIDE / 2 - centre), 0, SIDE - len(weights)))

@@ -1,17 +1,14 @@
-"""What a job would take before anything starts: places, batches, upload, disk, time, cost, and what is in its way."""
+"""The needs of a job before anything starts: CPUs, batches, upload, disk, time, cost, and what is in its way."""
 
 import json
-import logging
 import statistics
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from mnist_ray import data
-from mnist_ray.config import JobSpec, Retrain, Search
+from mnist_ray.config import JobSpec, Search
 from mnist_ray.errors import SpecError
-from mnist_ray.ray_backend.cluster import Capacity
+from mnist_ray.pipeline.capacity import Capacity
 from mnist_ray.record.disk_use import bytes_needed
 from mnist_ray.record.rundir import RunDir, runs_in
 from mnist_ray.storage.disk_space import check_space
@@ -20,10 +17,10 @@ from mnist_ray.storage.files import StoragePath, read, storage_path
 
 @dataclass(frozen=True)
 class Speed:
-    """How long one image takes in training, on one worker."""
+    """The time that one image takes in training, on one worker."""
 
     image_s: float
-    source: str  # where that is known from
+    source: str  # of the figure, for people
 
 
 @dataclass(frozen=True)
@@ -37,6 +34,8 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Plan:
+    """Everything that `mnist-ray plan` prints."""
+
     facts: list[tuple[str, str]]
     estimates: list[Estimate]  # empty where no speed is known
     obstacles: list[str]
@@ -75,11 +74,14 @@ def _duration(seconds: float) -> str:
     )
 
 
-def plan(spec: JobSpec, capacity: Capacity, upload: Path | None = None) -> Plan:
-    """upload: the folder that `mnist-ray submit` would send. Nothing is started or downloaded."""
+def plan(spec: JobSpec, capacity: Capacity, upload_bytes: int | None = None) -> Plan:
+    """Plan a job; nothing is started or downloaded.
+
+    upload_bytes: the size of what `mnist-ray submit` would send; None where nothing is sent.
+    """
     obstacles = list(_obstacles(spec, capacity))
     speed = known_speed(spec, storage_path(spec.storage))
-    facts = list(_facts(spec, capacity, upload))
+    facts = list(_facts(spec, capacity, upload_bytes))
     facts.append(
         ("speed", speed.source if speed else "not known: run 'mnist-ray benchmark steps', or a short run first")
     )
@@ -99,7 +101,7 @@ def _obstacles(spec: JobSpec, capacity: Capacity) -> Iterator[str]:
         yield f"{error.filename}: {error.strerror}"
 
 
-def _facts(spec: JobSpec, capacity: Capacity, upload: Path | None) -> Iterator[tuple[str, str]]:
+def _facts(spec: JobSpec, capacity: Capacity, upload_bytes: int | None) -> Iterator[tuple[str, str]]:
     search, retrain = spec.search, spec.retrain
     yield "cluster", f"{capacity.cpus} CPUs, {capacity.gpus} GPUs"
     try:
@@ -117,66 +119,47 @@ def _facts(spec: JobSpec, capacity: Capacity, upload: Path | None) -> Iterator[t
         f"{_num_retrainings(spec)} trainings on {retrain.workers_in_words} workers, "
         f"each {retrain.cpus_per_worker} CPUs and {retrain.gpus_per_worker} GPUs",
     )
-    sizes = sorted({spec.recipe.batch_size, *(int(end) for end in _batch_sizes(spec))})
-    shares = ", ".join(f"{size}: {_share(size, retrain)}" for size in sizes)
-    yield "batch per worker", f"of a global batch of {shares}"
+    searched = spec.search.space.get("batch_size")
+    shares = []
+    for size in sorted({spec.recipe.batch_size, *(map(int, searched.ends) if searched else ())}):
+        ends = sorted({size / retrain.most_workers, size / retrain.fewest_workers})
+        shares.append(f"{size}: {' to '.join(f'{share:g}' for share in ends)}")
+    yield "batch per worker", f"of a global batch of {', '.join(shares)}"
     folder = data.data_dir_of(spec.data.dir)
     found = "found" if data.is_present(spec.data.name, folder) else "not there, downloaded when the job needs it"
     yield "data", f"{spec.data.name} in {folder}: {found}"
     yield "disk", f"{bytes_needed(spec) / 1e6:.0f} MB at most, in {storage_path(spec.storage).absolute()}"
-    if upload is not None:
-        yield "upload", f"{upload_bytes(upload) / 1e6:.1f} MB of the 100 MiB that Ray takes"
-
-
-def _batch_sizes(spec: JobSpec) -> Sequence[float]:
-    searched = spec.search.space.get("batch_size")
-    return searched.ends if searched is not None else ()
-
-
-def _share(batch_size: int, retrain: Retrain) -> str:
-    shares = {batch_size / retrain.most_workers, batch_size / retrain.fewest_workers}
-    return " to ".join(f"{share:g}" for share in sorted(shares))
+    if upload_bytes is not None:
+        yield "upload", f"{upload_bytes / 1e6:.1f} MB of the 100 MiB that Ray takes"
 
 
 def _num_retrainings(spec: JobSpec) -> int:
     return len(spec.retrain.seeds) * (2 if spec.retrain.baseline else 1)
 
 
-def upload_bytes(folder: Path) -> int:
-    """The size of what `ray job submit --working-dir` makes of a folder, packed by Ray itself."""
-    from ray._private.runtime_env.packaging import create_package
-
-    with tempfile.TemporaryDirectory() as place:
-        package = Path(place) / "package.zip"
-        create_package(str(folder), package, include_gitignore=True, logger=logging.getLogger(__name__))
-        return package.stat().st_size
-
-
 # --- time --------------------------------------------------------------------------------------------------------
 
 
 def known_speed(spec: JobSpec, storage: StoragePath) -> Speed | None:
-    """From the latest earlier run on the same data, or from this machine's benchmark; None where there is neither."""
+    """Return the speed of the latest run on the same data, or of this machine's benchmark; None without either."""
     for run in runs_in(storage):
-        if (run.stage("started") or {}).get("spec", {}).get("data", {}).get("name") == spec.data.name:
-            found = _speed_of(run)
-            if found is not None:
-                return found
+        started = run.state.started
+        if started and started.spec.data.name == spec.data.name and (speed := _speed_of(run)):
+            return speed
     return _benchmarked(storage / "benchmark.json")
 
 
 def _speed_of(run: RunDir) -> Speed | None:
     times = [
-        row["elapsed_s"] / row["train_examples"]
-        for trial in run.trainings("search")
-        for row in trial.history[1:]
-        if row.get("train_examples")
+        metrics.elapsed_s / metrics.train.num_examples
+        for trial in run.state.trainings("search")
+        for metrics in trial.history[1:]
+        if metrics.train.num_examples
     ]
     if not times:
         return None
-    return Speed(
-        statistics.median(times), f"{1e3 * statistics.median(times):.3f} ms an image, from run {run.path.name}"
-    )
+    median_s = statistics.median(times)
+    return Speed(median_s, f"{1e3 * median_s:.3f} ms an image, from run {run.path.name}")
 
 
 def _benchmarked(file: StoragePath) -> Speed | None:
@@ -207,7 +190,7 @@ def _estimates(spec: JobSpec, capacity: Capacity, speed: Speed) -> list[Estimate
 
 
 def expected_epochs(search: Search) -> float:
-    """Of a trial under successive halving, were one in `reduction_factor` to go on at each rung (Li et al. 2020)."""
+    """Return the mean epochs of a trial if one in `reduction_factor` goes on at each rung (Li et al. 2020)."""
     rule = search.early_stopping
     if rule is None:
         return float(search.num_epochs)

@@ -1,31 +1,32 @@
-"""What a run was made with, so that somebody can repeat it and see what differs."""
+"""The code, the packages and the machine of a run, so that somebody can repeat it and see what differs."""
 
 import hashlib
 import platform
 import subprocess
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import mnist_ray
+from mnist_ray.record.events import Provenance
 
 PACKAGE = Path(mnist_ray.__file__).parent
 
 
-def provenance() -> dict[str, Any]:
-    """Of this process: source_sha256, git_commit and git_is_dirty (None outside a repository), hardware."""
-    return {"source_sha256": source_sha256(), **_git(), "hardware": hardware()}
+def provenance() -> Provenance:
+    """Describe this process: the code, its repository's state, the processor and the GPUs' names."""
+    commit, is_dirty = _repository()
+    return Provenance(source_sha256(), commit, is_dirty, processor(), gpu_names())
 
 
-def hardware() -> dict[str, Any]:
-    """This machine's processor, and its GPUs' names."""
+def gpu_names() -> tuple[str, ...]:
+    """Name the GPUs that torch can use here."""
     import torch
 
-    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return {"processor": processor(), "gpus": gpus}
+    return tuple(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
 
 
 def processor() -> str:
-    """Its model and, since clouds hide that, its family and model number."""
+    """Name this machine's processor: its model and, since clouds hide that, its family and model number."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -36,26 +37,39 @@ def processor() -> str:
 
 
 def source_sha256() -> str:
-    """Over the package's Python files, names and contents in order: equal wherever the code is equal."""
+    """Hash the package's Python files, names and contents in order: equal wherever the code is equal."""
     digest = hashlib.sha256()
     for path in sorted(PACKAGE.rglob("*.py")):
         digest.update(str(path.relative_to(PACKAGE)).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
 
-def _git() -> dict[str, Any]:
-    """Of the repository that holds the package itself; an installed package's surroundings are none of its."""
+def _repository() -> tuple[str | None, bool | None]:
+    """Return the commit, and whether files differ from it; None outside the repository that holds the package."""
     if not (PACKAGE.parent / ".git").exists():
-        return {"git_commit": None, "git_is_dirty": None}
-    commit = _git_says("rev-parse", "HEAD")
-    status = _git_says("status", "--porcelain", "--", ".")
-    return {"git_commit": commit, "git_is_dirty": None if status is None else bool(status)}
+        return None, None
+    status = _git("status", "--porcelain", "--", ".")
+    return _git("rev-parse", "HEAD"), None if status is None else bool(status)
 
 
-def _git_says(*arguments: str) -> str | None:
+def _git(*arguments: str) -> str | None:
     command = ["git", "-C", str(PACKAGE.parent), *arguments]
     try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return said.stdout.strip()
+
+
+# What the nodes of a cluster must have, in the driver's versions; the package itself travels with the job.
+PACKAGES_ON_EVERY_NODE = ("ray", "torch", "torchvision", "optuna", "numpy")
+
+
+def installed_versions() -> dict[str, str]:
+    """Return the versions of PACKAGES_ON_EVERY_NODE in this process; "none" for a missing one."""
+    versions = {}
+    for name in PACKAGES_ON_EVERY_NODE:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "none"
+    return versions

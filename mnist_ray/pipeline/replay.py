@@ -1,19 +1,21 @@
-"""A trial again, from the record: does it come to the same numbers?"""
+"""A recorded trial, trained again: whether it comes to the same numbers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from mnist_ray import __version__, data
-from mnist_ray.config import TrainingConfig, parse_spec
+from mnist_ray import __version__
 from mnist_ray.errors import SpecError
-from mnist_ray.pipeline.provenance import processor, source_sha256
-from mnist_ray.ray_backend.cluster import installed_versions
-from mnist_ray.record.rundir import RunDir, Training
-from mnist_ray.training.loop import DivergedError, Examples, TrainingData, TrainState, fit
+from mnist_ray.metrics import EpochMetrics
+from mnist_ray.pipeline.execution import tensors_of
+from mnist_ray.pipeline.provenance import installed_versions, processor, source_sha256
+from mnist_ray.pipeline.stages import LoadedData
+from mnist_ray.record.events import SessionStarted
+from mnist_ray.record.rundir import RunDir
+from mnist_ray.record.state import Training
+from mnist_ray.training.loop import DivergedError, TrainState, fit
 from mnist_ray.training.process import prepare_to_train
 
 CPU = torch.device("cpu")
@@ -25,113 +27,109 @@ ACCURACY_TOLERANCE = 0.01
 
 @dataclass(frozen=True)
 class Replay:
-    """What came of it."""
+    """The result of a replay."""
 
     training_id: str
-    is_same_place: bool  # processor, threads, versions and code are those of the record, so numbers must be equal
-    differing_place: list[str]  # what is not
+    is_same_environment: bool  # processor, threads, versions and code are those of the record, so numbers must be equal
+    differing_environment: list[str]  # what is not
     num_epochs: int
     differences: list[str]  # epochs whose numbers differ, a line each
     beyond_tolerance: list[str]  # of those, the ones that differ by more than LOSS_TOLERANCE or ACCURACY_TOLERANCE
 
     @property
     def is_good(self) -> bool:
-        return not (self.differences if self.is_same_place else self.beyond_tolerance)
+        return not (self.differences if self.is_same_environment else self.beyond_tolerance)
 
     def __str__(self) -> str:
-        place = (
-            "the same processor, threads, versions and code" if self.is_same_place else "; ".join(self.differing_place)
+        environment = (
+            "the same processor, threads, versions and code"
+            if self.is_same_environment
+            else "; ".join(self.differing_environment)
         )
         if not self.differences:
-            return f"{self.training_id}: the same numbers, bit for bit, in {self.num_epochs} epochs ({place})"
+            return f"{self.training_id}: the same numbers, bit for bit, in {self.num_epochs} epochs ({environment})"
         if self.is_good:
             return (
                 f"{self.training_id}: within tolerance in {self.num_epochs} epochs, not the same bits (loss within "
-                f"{100 * LOSS_TOLERANCE:.0f} %, accuracy within {100 * ACCURACY_TOLERANCE:.0f} points): {place}"
+                f"{100 * LOSS_TOLERANCE:.0f} %, accuracy within {100 * ACCURACY_TOLERANCE:.0f} points): {environment}"
             )
-        lines = self.differences if self.is_same_place else self.beyond_tolerance
-        return "\n".join([f"{self.training_id}: NOT the same numbers ({place})", *(f"  {line}" for line in lines)])
+        lines = self.differences if self.is_same_environment else self.beyond_tolerance
+        return "\n".join(
+            [f"{self.training_id}: NOT the same numbers ({environment})", *(f"  {line}" for line in lines)]
+        )
 
 
-def replay_trial(run: RunDir, number: int, data_dir: Path | None, listen: Callable[[dict[str, Any]], None]) -> Replay:
-    """Train a recorded trial again as far as its record goes, in this process, without Ray. listen: gets each row.
+def replay_trial(run: RunDir, number: int, data_dir: Path | None, on_epoch: Callable[[EpochMetrics], None]) -> Replay:
+    """Train a recorded trial again as far as its record goes, in this process, without Ray.
 
-    Raises SpecError for a trial that is not there or has no epochs, DataError.
+    on_epoch: called after each epoch. Raises SpecError for a trial that is not there or has no epochs, DataError.
     """
     training = _recorded(run, number)
-    started = run.stage("started") or {}
-    spec = parse_spec(started["spec"], str(run.path))
-    folder = data_dir or data.data_dir_of(spec.data.dir)
-    data.fetch(spec.data.name, folder)
-    examples = data.load_training(spec.data.name, folder)
-    split = data.stratified_split(examples.labels, spec.data.num_validation, spec.seed)
-    if (split.sha256, data.content_sha256(examples)) != (
-        started["data"]["split_sha256"],
-        started["data"]["training_sha256"],
-    ):
-        raise SpecError(f"data.name {spec.data.name}: the data in {folder} are not those of {run.path}")
-    threads = int((training.ended or {}).get("threads", spec.search.cpus_per_trial))
-    prepare_to_train(threads)
-    train, validation = (examples.take(part) for part in (split.train, split.validation))
-    config = TrainingConfig(**training.config)
-    statistics = data.pixel_statistics(train.images)
-    state = TrainState.initial(config, statistics)
-    shared = TrainingData(Examples.of(train, CPU), Examples.of(validation, CPU), statistics)
-    rows: list[dict[str, Any]] = []
+    started = run.state.started
+    assert started is not None
+    spec = started.spec
+    folder = str(data_dir) if data_dir else spec.data.dir
+    loaded = LoadedData(spec.model_copy(update={"data": spec.data.model_copy(update={"dir": folder})}))
+    if loaded.facts != started.data:
+        raise SpecError(f"data.name {spec.data.name}: the data in {loaded.folder} are not those of {run}")
+    prepare_to_train(training.ended.threads if training.ended else spec.search.cpus_per_trial)
+    state = TrainState.initial(training.config, loaded.split.statistics)
+    epochs: list[EpochMetrics] = []
     try:
-        for report in fit(state, shared, config):
-            rows.append(report.columns())
-            listen(rows[-1])
-            if len(rows) == training.epochs_done:
+        for metrics in fit(state, tensors_of(loaded.split, CPU), training.config):
+            epochs.append(metrics)
+            on_epoch(metrics)
+            if len(epochs) == training.epochs_done:
                 break
-    except DivergedError as error:
-        listen({"epoch": len(rows) + 1, "diverged": str(error)})
-    return _compared(training, rows, _differing_place(started, training))
+    except DivergedError:
+        pass  # the comparison says how many epochs there are
+    return _compared(training, epochs, _differing_environment(started, training))
 
 
 def _recorded(run: RunDir, number: int) -> Training:
-    training = run.training(f"trial-{number:04d}")
-    trials = run.trainings("search")
+    training = run.state.training(f"trial-{number:04d}")
+    trials = run.state.trainings("search")
     if training is None:
         known = f"0 to {len(trials) - 1}" if trials else "none"
-        raise SpecError(f"--trial {number}: {run.path} has no such trial (there: {known})")
+        raise SpecError(f"--trial {number}: {run} has no such trial (there: {known})")
     if not training.history:
-        raise SpecError(f"--trial {number}: {training.id} of {run.path} has no epoch on record: choose another")
+        raise SpecError(f"--trial {number}: {training.id} of {run} has no epoch on record: choose another")
     return training
 
 
-def _differing_place(started: dict[str, Any], training: Training) -> list[str]:
+def _differing_environment(started: SessionStarted, training: Training) -> list[str]:
     versions = {"mnist_ray": __version__, **installed_versions()}
     differing = [
         f"{name} {versions[name]} here, {number} there"
-        for name, number in started["versions"].items()
+        for name, number in started.versions.items()
         if name in ("mnist_ray", "torch", "numpy") and versions[name] != number
     ]
-    there = started["cluster"].get("processors", [])
-    if there != [processor()]:
+    there = started.cluster.processors
+    if there != (processor(),):
         differing.append(f"processor {processor()} here, {'; '.join(there) or 'not recorded'} there")
-    if (training.ended or {}).get("device", "cpu") != "cpu":
+    if training.ended and training.ended.device != "cpu":
         differing.append("CPU here, GPU there")
-    if started.get("provenance", {}).get("source_sha256") != source_sha256():
+    if started.provenance.source_sha256 != source_sha256():
         differing.append("another state of the code")
     return differing
 
 
-def _compared(training: Training, rows: list[dict[str, Any]], differing_place: list[str]) -> Replay:
+def _compared(training: Training, epochs: list[EpochMetrics], differing_environment: list[str]) -> Replay:
     differences, beyond = [], []
-    for recorded, row in zip(training.history, rows, strict=False):
-        names = [name for name in row if name not in ("epoch", "elapsed_s") and row[name] != recorded.get(name)]
+    for recorded, replayed in zip(training.history, epochs, strict=False):
+        there, here = recorded.columns(), replayed.columns()
+        names = [name for name in here if name not in ("epoch", "elapsed_s") and here[name] != there.get(name)]
         if names:
-            told = ", ".join(f"{name} {row[name]!r} here, {recorded.get(name)!r} there" for name in names)
-            line = f"epoch {row['epoch']}: {told}"
+            values = ", ".join(f"{name} {here[name]!r} here, {there.get(name)!r} there" for name in names)
+            line = f"epoch {replayed.epoch}: {values}"
             differences.append(line)
-            if any(_is_beyond(name, row[name], recorded.get(name)) for name in names):
+            if any(_is_beyond(name, here[name], there.get(name)) for name in names):
                 beyond.append(line)
-    if len(rows) < training.epochs_done:
-        line = f"only {len(rows)} of {training.epochs_done} epochs: it diverged here"
+    if len(epochs) < training.epochs_done:
+        line = f"only {len(epochs)} of {training.epochs_done} epochs: it diverged here"
         differences.append(line)
         beyond.append(line)
-    return Replay(training.id, not differing_place, differing_place, len(rows), differences, beyond)
+    return Replay(training.id, not differing_environment, differing_environment, len(epochs), differences, beyond)
 
 
 def _is_beyond(name: str, here: float, there: float | None) -> bool:

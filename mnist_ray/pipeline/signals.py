@@ -1,4 +1,4 @@
-"""SIGTERM ends a run as Ctrl-C does: at once, in good order, to be gone on with by the same command."""
+"""SIGTERM ends a run as Ctrl-C does: at once, in good order, and the same command goes on with it."""
 
 import os
 import signal
@@ -14,9 +14,9 @@ class StopRequested(KeyboardInterrupt):
 
 @contextmanager
 def stoppable() -> Iterator[Callable[[], None]]:
-    """Raise StopRequested in the main thread on SIGTERM; yields a function that asks for it from any thread.
+    """Raise StopRequested in the main thread on SIGTERM, and yield a function that requests it from any thread.
 
-    Outside the main thread Python hears no signals, and nothing changes.
+    Python handles signals in the main thread only; in another thread nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
@@ -30,7 +30,7 @@ def stoppable() -> Iterator[Callable[[], None]]:
 
 
 def heed_sigterm() -> None:
-    """Once more, after a library has taken the signal for itself."""
+    """Install the handler again, after a library has replaced it."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _stop)
 

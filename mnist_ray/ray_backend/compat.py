@@ -1,47 +1,198 @@
-"""What a process died of: said in one line, and made bearable for Ray Tune."""
+"""Every private or undocumented part of Ray 2.60 in use, each with its reason.
+
+tests/ray_backend/test_compat.py fails when one of these parts moves. Importing this module does not import Ray.
+"""
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
 
-from ray.air.execution._internal import RayActorManager
-from ray.exceptions import OutOfMemoryError, RayActorError
-from ray.tune.execution import tune_controller
+# --- environment
+
+# Read by Ray when it is imported or started; a value that the user has set stays.
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own progress tables
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the default of two seconds delays the end of short trainings
+    # How long a group of workers may wait for its places before Ray Train counts anew how many there are. Ray Train
+    # learns up to 20 s late that a node is gone, so its first count after a loss is often too high. Places that are
+    # free are given within a second; the default is a minute.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "5",
+    "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # prints came twice
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune would return as if it had finished; Ctrl-C ends the whole job here
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # three more files a trial that nothing reads
+    "TUNE_GLOBAL_CHECKPOINT_S": "inf",  # a list of all trials, every ten seconds, that nothing reads
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a failed trial reports why, and has no score
+}
+
+# For a cluster of this process alone: one process less, which waits for notices that nothing gives there.
+LOCAL_ENVIRONMENT = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+
+
+def folder_options(folder: Path | None) -> dict[str, str]:
+    """Return the options of `ray.init` that put Ray's temporary files into a folder; Ray has no public one."""
+    return {} if folder is None else {"_temp_dir": str(folder)}
+
+
+@contextlib.contextmanager
+def failed_node_ended() -> Iterator[None]:
+    """End the processes of a node that `ray.init` starts in this block and gives up: Ray itself leaves them running."""
+    from ray._private.node import Node
+
+    nodes: list[Any] = []
+    start = Node.start_head_processes
+
+    def note_and_start(node: Any) -> None:
+        nodes.append(node)
+        start(node)  # type: ignore[no-untyped-call]
+
+    Node.start_head_processes = note_and_start  # type: ignore[method-assign]
+    try:
+        yield
+    except Exception:
+        for node in nodes:
+            node.kill_all_processes(check_alive=False, allow_graceful=False)
+        raise
+    finally:
+        Node.start_head_processes = start  # type: ignore[method-assign]
+
+
+# --- uploads
+
+
+def upload_bytes(folder: Path) -> int:
+    """Return the size of what `ray job submit --working-dir` makes of a folder, packed by Ray itself.
+
+    Ray has no public way to learn the size before the upload, which fails late and with a traceback.
+    """
+    from ray._private.runtime_env.packaging import create_package
+
+    with tempfile.TemporaryDirectory() as temporary:
+        package = Path(temporary) / "package.zip"
+        create_package(str(folder), package, include_gitignore=True, logger=logging.getLogger(__name__))
+        return package.stat().st_size
+
+
+def most_upload_bytes() -> int:
+    """Return the size of the largest package that Ray takes."""
+    from ray._private.runtime_env.packaging import GCS_STORAGE_MAX_SIZE
+
+    return int(GCS_STORAGE_MAX_SIZE)
+
+
+# --- jobs
+
+
+class AnswerError(Exception):
+    """An HTTP answer of the job server whose status is an error."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(f"{status}: {text}")
+        self.status = status
+        self.text = text
+
+
+class TimedRequests:
+    """A mixin for Ray's JobSubmissionClient: a time limit for every request; Ray's own client waits without end.
+
+    The methods raise AnswerError where Ray's raise a RuntimeError with a traceback of the server in its text. They
+    raise OSError for a connection that fails (all errors of requests are OSErrors), and Ray's AuthenticationError.
+    """
+
+    def __init__(self, address: str, connect_s: float, answer_s: float) -> None:
+        self._timeout_s = (connect_s, answer_s)
+        with _only_address(address):
+            super().__init__(address)  # type: ignore[call-arg]
+
+    def get_json(self, endpoint: str) -> Any:
+        """Return the JSON at an endpoint of the dashboard; None where the answer is no JSON."""
+        answer = self._do_request("GET", endpoint)
+        if answer.status_code != 200:
+            self._raise_error(answer)
+        try:
+            return answer.json()
+        except ValueError:
+            return None
+
+    def _check_connection_and_version(self, *_: object, **__: object) -> None:
+        """Leave the check of the server's version to `connect`, whose messages name the address and the remedy."""
+
+    def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
+        return super()._do_request(method, endpoint, timeout=self._timeout_s, **options)  # type: ignore[misc]
+
+    def _raise_error(self, r: Any) -> NoReturn:
+        raise AnswerError(r.status_code, r.text)
+
+
+@contextlib.contextmanager
+def _only_address(address: str) -> Iterator[None]:
+    """Make Ray's client use `address`: the client prefers $RAY_ADDRESS to its argument, and this variable to both."""
+    name = "RAY_API_SERVER_ADDRESS"
+    before = os.environ.get(name)
+    os.environ[name] = address
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
+
+
+# --- Tune
 
 OUT_OF_MEMORY = "its process was killed because the node ran out of memory"
 
 
+def keep_credentials_from_trials() -> None:
+    """Let Tune no longer give its trials the driver's AWS keys: Ray writes them to each node's log.
+
+    Tune gives a fixed set of variables to each trial as a runtime environment, and has no setting for that.
+    """
+    from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
+
+    ENV_VARS_TO_PROPAGATE.difference_update([name for name in ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")])
+
+
 @contextlib.contextmanager
-def deaths_are_failures_of_one_trial() -> Iterator[None]:
-    """Let Tune take the death of a trial's process, whatever the reason, for one failure of that trial.
+def lost_processes_as_failed_trials() -> Iterator[None]:
+    """Let Tune take the loss of a trial's process, whatever the reason, for one failure of that trial.
 
     Two things of Ray 2.60 are in the way (air/execution/_internal/actor_manager.py, _actor_task_failed):
 
-    - A kill by Ray's memory monitor raises OutOfMemoryError, which is no RayActorError, for the task that ran in the
-      process, and what is neither that nor a RayTaskError ends the whole search. Starting the search again would
-      cost every other trial in flight its epoch and its count of failures.
-    - A process that dies between two trials is noticed when the second one is handed to it. Tune hears of that death
-      twice, and takes the second time, when the trial waits for its new start already, for its end; and it goes on
-      believing that the trial is being handed over, and gives it no other process.
+    - A kill by Ray's memory monitor raises OutOfMemoryError for the task that ran in the process. This error is no
+      RayActorError, and an error that is neither RayActorError nor RayTaskError ends the whole search. Starting the
+      search again would cost every other trial in flight its epoch and its count of failures.
+    - A process that dies between two trials is noticed when the second trial is handed to the process. Tune is called
+      back twice then. It takes the second call, when the trial waits for its new start already, for the trial's end.
+      It also goes on believing that the trial is being handed over, and gives the trial no other process.
     """
-    tune_controller.RayActorManager = _ActorManager  # type: ignore[attr-defined]
+    from ray.air.execution._internal import RayActorManager
+    from ray.exceptions import OutOfMemoryError, RayActorError
+    from ray.tune.execution import tune_controller
+
+    class ActorManager(RayActorManager):
+        def _actor_task_failed(self, tracked_actor_task: Any, exception: Exception) -> None:
+            if isinstance(exception, OutOfMemoryError):
+                exception = RayActorError(error_msg=f"{OUT_OF_MEMORY}: {exception}")
+            if isinstance(exception, RayActorError):
+                _call_back_once(tracked_actor_task)
+            super()._actor_task_failed(tracked_actor_task, exception)
+
+    tune_controller.RayActorManager = ActorManager  # type: ignore[attr-defined]
     try:
         yield
     finally:
         tune_controller.RayActorManager = RayActorManager  # type: ignore[attr-defined]
 
 
-class _ActorManager(RayActorManager):
-    def _actor_task_failed(self, tracked_actor_task: Any, exception: Exception) -> None:
-        if isinstance(exception, OutOfMemoryError):
-            exception = RayActorError(error_msg=f"{OUT_OF_MEMORY}: {exception}")
-        if isinstance(exception, RayActorError):
-            _tell_once(tracked_actor_task)
-        super()._actor_task_failed(tracked_actor_task, exception)
-
-
-def _tell_once(task: Any) -> None:
-    """Of an actor that died while a trial was handed to it: the actor's own callback tells of it."""
+def _call_back_once(task: Any) -> None:
+    """Leave it to the actor's own callback to report an actor that died while a trial was handed to it."""
     actor = task._tracked_actor
     controller = getattr(actor._on_error, "__self__", None)  # Tune's, whose method the callback is
     if controller is None:
@@ -52,8 +203,94 @@ def _tell_once(task: Any) -> None:
         task._on_error = None
 
 
-def why_it_died(errors: str) -> str:
-    """errors: the file in which Tune collects a trial's errors -> the last one in a line."""
+def errors_of(trial: Any) -> str:
+    """Return all errors of a Tune trial; `Trial.get_error` reads a copy, which lags behind."""
+    return Path(trial.error_file).read_text() if trial.error_file else ""
+
+
+def last_error(errors: str) -> str:
+    """Return the last of a Tune trial's errors in one line."""
     _, _, last = errors.rpartition("Failure # ")[2].partition("\n")
     reason = " ".join(last.split())[:300]
     return reason if reason.startswith(OUT_OF_MEMORY) else f"its process died: {reason}"
+
+
+# --- Train
+
+
+def start_callback(after_controller_start: Callable[[str], None], before_group_start: Callable[[int], None]) -> Any:
+    """Return a callback for Ray Train's controller, in whose process its functions are called.
+
+    after_controller_start: gets Ray Train's id of the run.
+    before_group_start: gets the number of workers of a group that is going to start.
+    Before Ray Train decides what follows a failure, the cluster's nodes are counted again. Ray Train's public callbacks
+    have no such moments.
+    """
+    from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+
+    class StartCallback(ControllerCallback, WorkerGroupCallback):
+        def after_controller_start(self, train_run_context: Any) -> None:
+            self.run_id = train_run_context.run_id
+            after_controller_start(self.run_id)
+
+        def before_controller_execute_failure_decision(self, failure_decision: Any) -> None:
+            count_nodes_again(self.run_id)
+
+        def before_worker_group_start(self, worker_group_context: Any) -> None:
+            before_group_start(worker_group_context.num_workers)
+
+    return StartCallback()
+
+
+def cause_of(worker_error: Exception) -> Exception:
+    """Return the error inside the one by which Ray Train reports that a worker failed its health check."""
+    return getattr(worker_error, "health_check_failure", worker_error)
+
+
+COORDINATOR = "AutoscalingCoordinator"
+COORDINATOR_S = 5.0
+
+
+def withdraw_request(run_id: str) -> None:
+    """Take back what a controller of Ray Train has asked the cluster for.
+
+    A controller takes its request back only when it ends in good order. Otherwise the request stays reserved for
+    three minutes, and an elastic group starts with what is left.
+    """
+    with _coordinator() as (coordinator, get):
+        get(coordinator.cancel_request.remote(_requester(run_id)), timeout=COORDINATOR_S)
+
+
+def count_nodes_again(run_id: str) -> None:
+    """Make Ray count the cluster's nodes now; otherwise Ray Train learns up to 20 s later that a node is gone."""
+    with _coordinator() as (coordinator, get):
+        get(coordinator.get_reserved_resources.remote(_requester(run_id), recompute=True), timeout=COORDINATOR_S)
+
+
+@contextlib.contextmanager
+def _coordinator() -> Iterator[tuple[Any, Any]]:
+    """Yield Ray's actor that counts what the cluster has for whom, and `ray.get`; leave the block if it is gone."""
+    import ray
+
+    with contextlib.suppress(ValueError, ray.exceptions.RayError):
+        yield ray.get_actor(COORDINATOR, namespace=COORDINATOR), ray.get
+
+
+def _requester(run_id: str) -> str:
+    return f"train-{run_id}"
+
+
+def remove_placement_groups() -> None:
+    """Free what this job's workers had: that stays taken when Ray Train's controller dies, until the job ends.
+
+    The public way to a placement group that another process made needs its name; Ray Train gives none.
+    """
+    import ray
+    from ray._raylet import PlacementGroupID
+    from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+
+    job_id = ray.get_runtime_context().get_job_id()  # the end of the id of whatever the job has made
+    for entry in placement_group_table().values():
+        group_id = entry["placement_group_id"]
+        if group_id.endswith(job_id) and entry["state"] != "REMOVED":
+            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group_id))))

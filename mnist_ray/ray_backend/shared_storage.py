@@ -1,4 +1,4 @@
-"""Whether every node sees the storage that a run names, before anything is trained."""
+"""A check before anything is trained: every node must share the run's storage."""
 
 import secrets
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ ANSWER_S = 120.0  # an outage of a store is waited for on the nodes too
 
 
 def check_shared(folder: StoragePath) -> None:
-    """Each node reads what this process writes below `folder`, and this process what the node writes.
+    """Let each node read a file of this process below `folder`, and this process a file of each node.
 
     Raises SpecError that names the node and the storage, OSError where this process itself cannot write.
     """
@@ -21,8 +21,8 @@ def check_shared(folder: StoragePath) -> None:
     word = secrets.token_hex(16)
     write_atomic(signs / "driver", word.encode())
     try:
-        for node in _asked(signs, word):
-            trouble = _trouble(node.answer) or _missing_here(signs / node.id, word)
+        for node in _start_on_nodes(signs, word):
+            trouble = _trouble_on(node) or _trouble_here(signs / node.id, word)
             if trouble:
                 raise SpecError(
                     f"storage {folder}: node {node.host} does not share it ({trouble}): mount the same storage on "
@@ -32,32 +32,32 @@ def check_shared(folder: StoragePath) -> None:
         remove_tree(signs)
 
 
-class _Asked(NamedTuple):
-    """A node, and the reference of what it will answer."""
+class _Node(NamedTuple):
+    """A node, and the reference of its coming answer."""
 
     answer: Any
     host: str
     id: str
 
 
-def _asked(signs: StoragePath, word: str) -> list[_Asked]:
-    """Every living node."""
+def _start_on_nodes(signs: StoragePath, word: str) -> list[_Node]:
+    """Start the check on every living node."""
     leave_sign = ray.remote(num_cpus=0)(_leave_sign)
-    nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     return [
-        _Asked(
+        _Node(
             leave_sign.options(
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False), max_retries=0
             ).remote(str(signs), node["NodeID"], word),
             node["NodeManagerAddress"],
             node["NodeID"],
         )
-        for node in nodes
+        for node in ray.nodes()  # type: ignore[no-untyped-call]
+        if node["Alive"]
     ]
 
 
 def _leave_sign(signs: str, node_id: str, word: str) -> str | None:
-    """On a node: what is in the way, None if nothing is."""
+    """Check the storage on a node, and return the trouble, None if there is none."""
     folder = storage_path(signs)
     try:
         if read(folder / "driver") != word.encode():
@@ -70,17 +70,17 @@ def _leave_sign(signs: str, node_id: str, word: str) -> str | None:
     return None
 
 
-def _trouble(answer: Any) -> str | None:
+def _trouble_on(node: _Node) -> str | None:
     try:
-        trouble: str | None = ray.get(answer, timeout=ANSWER_S)
+        trouble: str | None = ray.get(node.answer, timeout=ANSWER_S)
     except ray.exceptions.RayError as error:
         return f"it did not answer: {' '.join(str(error).split())[-200:]}"
     return trouble
 
 
-def _missing_here(sign: StoragePath, word: str) -> str | None:
+def _trouble_here(sign: StoragePath, word: str) -> str | None:
     try:
-        found = read(sign)
+        content = read(sign)
     except FileNotFoundError:
-        found = b""
-    return None if found == word.encode() else "the driver does not find there what the node has written"
+        content = b""
+    return None if content == word.encode() else "the driver does not find there what the node has written"

@@ -1,7 +1,7 @@
-"""A run's record as one piece of text that can be sent: packed where the run is, unpacked where it is wanted.
+"""A run's record as text that can be sent: packed on the cluster, unpacked elsewhere.
 
-Only the record travels. Everything else in a run's folder is disposable or made from the record (see rundir.py), and
-views that another process is writing meanwhile would not fit together.
+Only the record is packed. Everything else in a run's folder is disposable or exported from the record (paths.py), and
+exported files that another process writes meanwhile would not fit together.
 """
 
 import base64
@@ -21,13 +21,13 @@ _NAMES = re.compile(r"record/(\d{6,}\.json|blobs/[0-9a-f]{64})")
 _HEAD, _END = "mnist-ray-packed", "mnist-ray-packed-end"
 
 
-def packed(folder: StoragePath) -> str:
-    """The record of the run in a folder, as lines of text with their SHA-256. The run may go on meanwhile."""
+def pack(folder: StoragePath) -> str:
+    """Return the record of the run in a folder, as lines of text with their SHA-256. The run may go on meanwhile."""
     record = folder / "record"
-    listed = {event.name for event in children(record, "*.json")}
+    listed = {file.name for file in children(record, "*.json")}
     names = list(itertools.takewhile(listed.__contains__, (f"{number:06d}.json" for number in itertools.count(1))))
-    names += [f"blobs/{blob.name}" for blob in children(record / "blobs")]  # each was there before its event
-    names = [name for name in names if _NAMES.fullmatch(f"record/{name}")]  # a file that is being written has another
+    names += [f"blobs/{blob.name}" for blob in children(record / "blobs")]  # written before the events that name them
+    names = [name for name in names if _NAMES.fullmatch(f"record/{name}")]  # an unfinished file has another name
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w:gz") as archive:
         for name, file in zip(names, read_each([record / name for name in names]), strict=True):
@@ -39,7 +39,11 @@ def packed(folder: StoragePath) -> str:
 
 
 def unpack(text: str, folder: Path) -> None:
-    """Put a packed record into an empty folder. Raises CorruptFileError for a text that is cut, changed or hostile."""
+    """Write a packed record into an empty folder.
+
+    Raises CorruptFileError for a text that is cut, changed or hostile, and for a blob that is not what its name says.
+    The events are checked when the run is read.
+    """
     body = _body(text)
     try:
         with tarfile.open(fileobj=io.BytesIO(body), mode="r:gz") as archive:
@@ -51,11 +55,13 @@ def unpack(text: str, folder: Path) -> None:
         if isinstance(error, OSError) and error.filename is not None:
             raise  # of this disk
         raise CorruptFileError(f"the packed record is no archive ({error})") from None
-    check(folder)
+    for blob in (folder / "record" / "blobs").glob("*"):
+        if sha256(blob.read_bytes()) != blob.name:
+            raise CorruptFileError(f"the packed record holds a damaged {blob.name}: fetch it again")
 
 
 def _write(path: Path, archive: tarfile.TarFile, member: tarfile.TarInfo) -> None:
-    """Its content alone: of modes, owners and links nothing is wanted, and early releases of 3.11 have no filters."""
+    """Write a member's content alone; early releases of Python 3.11 have no filters for modes, owners and links."""
     content = archive.extractfile(member)
     assert content is not None
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,28 +69,21 @@ def _write(path: Path, archive: tarfile.TarFile, member: tarfile.TarInfo) -> Non
 
 
 def _body(text: str) -> bytes:
-    found = re.search(rf"^{_HEAD} ([0-9a-f]{{64}}) (\d+)\n(.*?)^{_END}$", text, re.MULTILINE | re.DOTALL)
-    if found is None:
+    """Return the archive in a text, whatever stands around it."""
+    match = re.search(rf"^{_HEAD} ([0-9a-f]{{64}}) (\d+)\n(.*?)^{_END}$", text, re.MULTILINE | re.DOTALL)
+    if match is None:
         raise CorruptFileError("the packed record is cut off: fetch it again")
-    body = base64.b64decode(found.group(3))
-    if sha256(body) != found.group(1) or len(body) != int(found.group(2)):
+    body = base64.b64decode(match.group(3))
+    if sha256(body) != match.group(1) or len(body) != int(match.group(2)):
         raise CorruptFileError("the packed record is not what was sent: fetch it again")
     return body
 
 
-def check(folder: Path) -> None:
-    """Raises CorruptFileError where a blob is not what its name says; reading the run checks its events."""
-    for path in (folder / "record" / "blobs").glob("*"):
-        if sha256(path.read_bytes()) != path.name:
-            raise CorruptFileError(f"the packed record holds a damaged {path.name}: fetch it again")
-
-
-def main(request: Path) -> int:
-    """As a job of a cluster: print the record that a file asks for."""
+def main(request_file: Path) -> int:
+    """Print the record that a request file names; the cluster runs this as a job."""
     try:
-        asked = json.loads(request.read_text(encoding="utf-8"))
-        run = find_run(asked["run"], storage_path(asked["storage"]))
-        print(packed(run.path), end="")
+        request = json.loads(request_file.read_text(encoding="utf-8"))
+        print(pack(find_run(request["run"], storage_path(request["storage"])).path), end="")
     except (SpecError, OSError) as error:
         print(error)
         return 1

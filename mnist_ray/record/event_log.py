@@ -1,85 +1,143 @@
-"""The run's log of events: numbered files, each written once and sealed to the one before it.
+"""The run's log of events: numbered files, each written once, with one event or several in order.
 
-Adding an event is one conditional step: the next number is given out by a hard link, or by a store that creates an
-object only where there is none; both fail if the number is taken. So of two processes that both believe to own a run,
-one adds the next event, and the other learns that it has been replaced; whatever it was about to say is not published.
+Events are numbered through all files. Each file names its first and its last event and is sealed to the file before.
+Adding a file is one conditional step: the next number is given out by a hard link, or by a store that creates an
+object only where there is none, and both fail if the number is taken. So of two processes that both believe to own a
+run, one adds the next file, and the other learns that it was replaced; nothing of its file is published.
 """
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 from mnist_ray.errors import CorruptFileError
+from mnist_ray.record.events import Event, RunTaken, from_json, kind_of, to_json
 from mnist_ray.storage.files import StoragePath, children, create_atomic, read, read_each, seal, sealed_json, unsealed
+
+REMEDY = "bring the file back from a copy of the run's folder, or start a new run (--name)"
+
+
+class Numbered(NamedTuple):
+    """An event with its number in the log."""
+
+    number: int  # from 1 on
+    event: Event
+
+
+@dataclass(frozen=True)
+class LogFile:
+    """The content of one file of the log, sealed as a whole (storage/files.py)."""
+
+    file: int  # the file's number, from 1 on
+    first: int  # the number of its first event
+    last: int  # the number of its last event
+    previous: str  # the seal of the file before; "" for the first file
+    events: list[dict[str, Any]]  # as events.to_json writes them
 
 
 class EventLog:
-    """A reader of the log that knows how far it has read, and can add what comes next."""
+    """A reader of the log that keeps its position, and adds files at the end."""
 
     def __init__(self, folder: StoragePath) -> None:
         self.folder = folder
-        self.num_read = 0
-        self._seal = ""  # of the last event read
+        self.num_files = 0  # read so far
+        self.num_events = 0  # read so far
+        self.last_seal = ""  # of the last file read
 
     @property
     def exists(self) -> bool:
         return any(self._numbers())
 
-    def read_new(self) -> list[dict[str, Any]]:
-        """The events since the last call. Raises CorruptFileError for one that is damaged or missing."""
-        events = self._read_listed() if self.num_read == 0 else []
-        while (event := self.peek()) is not None:
-            self._advance(event)
-            events.append(event)
-        return events
+    def read_new(self) -> list[Numbered]:
+        """Read the events since the last call. Raises CorruptFileError for a file that is damaged or missing, OSError.
 
-    def _read_listed(self) -> list[dict[str, Any]]:
-        """All that a listing shows, read together: from a store one after another would take minutes."""
+        After an error the next call begins where this one did, so that no event is passed over.
+        """
+        position = self.num_files, self.num_events, self.last_seal
+        try:
+            events = self._read_listed() if self.num_files == 0 else []
+            while (content := self._next_content()) is not None:
+                events += self._advance(self._checked(content))
+            return events
+        except BaseException:
+            self.num_files, self.num_events, self.last_seal = position
+            raise
+
+    def _read_listed(self) -> list[Numbered]:
+        """Read all files that a listing shows, many at once: from a store one after another would take minutes."""
         numbers = set(self._numbers())
         paths = [self._path(number) for number in range(1, max(numbers, default=0) + 1)]
         missing = [path for number, path in enumerate(paths, start=1) if number not in numbers]
         events = []
         for content in read_each(paths[: paths.index(missing[0])] if missing else paths):
-            events.append(self._checked(content))
-            self._advance(events[-1])
+            events += self._advance(self._checked(content))
         if missing:
             raise CorruptFileError(f"{missing[0]} is missing: {REMEDY}")
         return events
 
-    def add(self, kind: str, facts: dict[str, Any]) -> dict[str, Any]:
-        """Publish an event as the next one. Raises FileExistsError if that number is taken, OSError."""
-        event = {"event": self.num_read + 1, "previous": self._seal, "kind": kind, **facts}
-        create_atomic(self._path(event["event"]), sealed_json(event), f"event-{facts.get('stage', kind)}")
-        self._advance(event)
-        return event
+    def add(self, events: Sequence[Event]) -> list[Numbered]:
+        """Publish events as the next file, all or none.
 
-    def peek(self) -> dict[str, Any] | None:
-        """The next event, if somebody added one; it stays unread."""
+        Raises FileExistsError if the file's number is taken, OSError.
+        """
+        content = LogFile(
+            file=self.num_files + 1,
+            first=self.num_events + 1,
+            last=self.num_events + len(events),
+            previous=self.last_seal,
+            events=[to_json(event) for event in events],
+        )
+        failpoints = [f"event-{kind_of(type(event))}" for event in events]
+        create_atomic(self._path(content.file), sealed_json(asdict(content)), *failpoints)
+        self._move_past(content)
+        return [Numbered(content.first + index, event) for index, event in enumerate(events)]
+
+    def is_followed(self) -> bool:
+        """Report whether a file was added that this reader has not read. Raises CorruptFileError, OSError."""
+        return self._next_content() is not None
+
+    def is_taken_over(self) -> bool:
+        """Report whether the file after the last one read begins with another owner. Raises CorruptFileError."""
+        content = self._next_content()
+        if content is None:
+            return False
+        return isinstance(from_json(self._checked(content).events[0]), RunTaken)
+
+    def _next_content(self) -> bytes | None:
         try:
-            content = read(self._path(self.num_read + 1))
+            return read(self._path(self.num_files + 1))
         except FileNotFoundError:
             return None
-        return self._checked(content)
 
-    def _advance(self, event: dict[str, Any]) -> None:
-        self._seal = seal(event)
-        self.num_read = event["event"]
-
-    def _checked(self, content: bytes) -> dict[str, Any]:
-        """content: of the next event."""
-        path = self._path(self.num_read + 1)
+    def _advance(self, content: LogFile) -> list[Numbered]:
         try:
-            event: dict[str, Any] = unsealed(content, path)
+            events = [from_json(event) for event in content.events]
+        except ValueError as error:
+            raise CorruptFileError(f"{self._path(content.file)}: {error}: {REMEDY}") from None
+        self._move_past(content)
+        return [Numbered(content.first + index, event) for index, event in enumerate(events)]
+
+    def _move_past(self, content: LogFile) -> None:
+        self.last_seal = seal(asdict(content))
+        self.num_files, self.num_events = content.file, content.last
+
+    def _checked(self, content: bytes) -> LogFile:
+        """Check the content of the next file: its seal, and that it follows the file before."""
+        path = self._path(self.num_files + 1)
+        try:
+            file = LogFile(**unsealed(content, path))
+            is_whole = len(file.events) == file.last - file.first + 1 > 0
         except CorruptFileError as error:
             raise CorruptFileError(f"{error}: {REMEDY}") from None
-        if (event["event"], event["previous"]) != (self.num_read + 1, self._seal):
-            raise CorruptFileError(f"{path} does not follow the event before it: {REMEDY}")
-        return event
+        except TypeError:
+            raise CorruptFileError(f"{path} is no file of this log's format: {REMEDY}") from None
+        expected = (self.num_files + 1, self.num_events + 1, self.last_seal)
+        if (file.file, file.first, file.previous) != expected or not is_whole:
+            raise CorruptFileError(f"{path} does not follow the file before: {REMEDY}")
+        return file
 
     def _numbers(self) -> Iterator[int]:
         return (int(path.stem) for path in children(self.folder, "[0-9]*.json") if path.stem.isdigit())
 
     def _path(self, number: int) -> StoragePath:
         return self.folder / f"{number:06d}.json"
-
-
-REMEDY = "bring the file back from a copy of the run's folder, or start a new run (--name)"

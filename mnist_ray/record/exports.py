@@ -1,90 +1,121 @@
-"""What people and other programs open in a run's folder: made from the record, whenever it is wanted."""
+"""The files that people and other programs open in a run's folder: made from the record, whenever they are wanted."""
 
-from mnist_ray.config import dump_spec, parse_spec
-from mnist_ray.record.rundir import RunDir, Training
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from mnist_ray.config import Hyperparameters, JobSpec, dump_spec
+from mnist_ray.record.events import kind_of
+from mnist_ray.record.rundir import RunDir
+from mnist_ray.record.state import RunState
 from mnist_ray.record.study import write_study
-from mnist_ray.record.tables import (
-    STAGES,
-    best_spec,
-    history_table,
-    outcome_of,
-    read_outcome,
-    results_csv,
-    results_table,
-)
-from mnist_ray.storage.files import StoragePath, exists, read, replace_atomic, write_atomic, write_json
+from mnist_ray.record.tables import STAGES, history_table, results_csv, results_table
+from mnist_ray.storage.files import exists, read, replace_atomic, write_atomic, write_json
 
 
-def write_views(run: RunDir) -> None:
-    """Make every table and view again from what is published. Raises OSError, CorruptFileError.
+def write_exports(folder: Path) -> None:
+    """Make every exported file again from what is published. Raises OSError, CorruptFileError.
 
-    An owner that was replaced while it was in here makes them once more, so that they show what its successor
-    published.
+    A run that got further meanwhile, because this process was replaced as its owner, is exported once more.
     """
-    num_shown = run.num_events
-    _write_all(run)
-    if run.num_events != num_shown:
+    num_shown = _write_all(RunDir(folder))
+    run = RunDir(folder)
+    if run.state.num_events != num_shown:
         _write_all(run)
 
 
-def views_are_current(run: RunDir) -> bool:
-    """Whether the views are there and show everything that is published."""
-    tables = (run.results_csv, run.results_parquet, run.history_parquet, run.study, run.spec)
+def exports_are_current(run: RunDir) -> bool:
+    """Report whether the exported files are there and show everything that is published."""
+    paths = run.paths
+    tables = (paths.results_csv, paths.results_parquet, paths.history_parquet, paths.study, paths.spec)
     try:
-        return all(map(exists, tables)) and bool(read_outcome(run)["num_events"] == run.num_events)
+        return all(map(exists, tables)) and bool(json.loads(read(paths.outcome))["num_events"] == run.state.num_events)
     except (OSError, ValueError, KeyError):
         return False
 
 
-def _write_all(run: RunDir) -> None:
-    started = run.stage("started")
-    if started is None:
-        return
-    spec = parse_spec(started["spec"], str(run.path))
-    write_atomic(run.spec, dump_spec(spec).encode())
-    _write_tables(run)
-    write_study(run.study, spec.name, spec.search, run.trainings("search"))
-    chosen = run.stage("chosen")
-    if chosen:
-        write_atomic(run.best_spec, dump_spec(best_spec(spec, chosen["hyperparameters"])).encode())
-    _write_models(run)
-    _write_logs(run)
-    write_json(run.outcome, outcome_of(run, spec))  # the last one, so that it says that all are there
+def _write_all(run: RunDir) -> int:
+    """Return the number of events that the files show."""
+    state, paths = run.state, run.paths
+    if state.started is None:
+        return state.num_events
+    spec = state.started.spec
+    write_atomic(paths.spec, dump_spec(spec).encode())
+    table, history = results_table(state), history_table(state)
+    write_atomic(paths.results_csv, results_csv(table).encode())
+    replace_atomic(paths.results_parquet, table.to_parquet)
+    replace_atomic(paths.history_parquet, history.to_parquet)
+    write_study(paths.study, spec.name, spec.search, state.trainings("search"))
+    if state.selected:
+        write_atomic(paths.selected_spec, dump_spec(selected_spec(spec, state.selected.hyperparameters)).encode())
+    _write_models(run, state)
+    _write_logs(run, state)
+    write_json(paths.outcome, outcome_of(state))  # the last one, so that it says that all are there
+    return state.num_events
 
 
-def _write_tables(run: RunDir) -> None:
-    table, history = results_table(run), history_table(run)
-    write_atomic(run.results_csv, results_csv(table).encode())
-    replace_atomic(run.results_parquet, table.to_parquet)
-    replace_atomic(run.history_parquet, history.to_parquet)
+def _write_models(run: RunDir, state: RunState) -> None:
+    for training in state.trainings("retrain"):
+        if training.ended and training.ended.model:
+            _write_once(run.paths.model(training.id), run.blob(training.ended.model), "model-view")
+    for training_id, tests in (state.tested.scores if state.tested else {}).items():
+        _write_once(run.paths.test_logits(training_id), run.blob(tests["test"].logits), "logits-view")
 
 
-def _write_models(run: RunDir) -> None:
-    for training in run.trainings("retrain"):
-        content = run.model_content(training.id)
-        if content is not None:
-            _write_once(run.model(training.id), content, "model-view")
-    for training_id, score in (run.stage("tested") or {"scores": {}})["scores"].items():
-        _write_once(run.test_logits(training_id), run.blob(score["test_logits"]), "logits-view")
-
-
-def _write_once(path: StoragePath, content: bytes, point: str) -> None:
+def _write_once(path: Path, content: bytes, failpoint: str) -> None:
     if not exists(path) or read(path) != content:
-        write_atomic(path, content, point)
+        write_atomic(path, content, failpoint)
 
 
-def _write_logs(run: RunDir) -> None:
+def _write_logs(run: RunDir, state: RunState) -> None:
+    """Write each failed training's log: its config, its epochs, and how it ended."""
     for stage in STAGES:
-        for training in run.trainings(stage):
+        for training in state.trainings(stage):
             if training.status == "failed":
-                _write_once(run.training_log(training.id), _log_of(training).encode(), "log-view")
-    failed = run.stage("retrain-failed")
-    if failed:
-        _write_once(run.retraining_log, failed["error"].encode(), "log-view")
+                epochs = [str(metrics.columns()) for metrics in training.history]
+                trace = (training.ended and training.ended.trace) or ""
+                lines = [f"{training.id}: {training.config.model_dump()}", *epochs, str(training.reason), "", trace, ""]
+                _write_once(run.paths.training_log(training.id), "\n".join(lines).encode(), "log-view")
+    if state.retraining_failed:
+        _write_once(run.paths.retraining_log, state.retraining_failed.error.encode(), "log-view")
 
 
-def _log_of(training: Training) -> str:
-    """A failed training's log: its config, its epochs, and how it ended."""
-    ended = training.ended or {}
-    parts = [f"{training.id}: {training.config}", *map(str, training.history), str(ended.get("reason")), ""]
-    return "\n".join([*parts, str(ended.get("trace") or ""), ""])
+def selected_spec(spec: JobSpec, hyperparameters: Hyperparameters) -> JobSpec:
+    """Return a spec that trains the selected configuration again, as its recipe (`mnist-ray train best.yaml`)."""
+    content = spec.model_dump()
+    content["recipe"] = hyperparameters.model_dump()
+    content["retrain"]["baseline"] = False
+    content["name"] = f"{spec.name[:59]}-best"
+    return JobSpec.model_validate(content)
+
+
+def outcome_of(state: RunState) -> dict[str, Any]:
+    """Return the content of result.json: counts, the selected configuration, the tested models, the stages."""
+    assert state.started is not None
+    spec, selected = state.started.spec, state.selected
+    statuses = Counter(trial.status or "running" for trial in state.trainings("search"))
+    return {
+        "name": spec.name,
+        "data": spec.data.name,
+        "objective": spec.search.objective,
+        "trials": dict(sorted(statuses.items())),
+        "selected": selected
+        and {
+            "training": selected.training,
+            "hyperparameters": selected.hyperparameters.model_dump(),
+            "score": selected.score,
+        },
+        "tested": {
+            training_id: {
+                name: value for test, scored in tests.items() for name, value in scored.score.columns(test).items()
+            }
+            for training_id, tests in (state.tested.scores if state.tested else {}).items()
+        },
+        "test_opened_at": state.test_opened and state.test_opened.at,
+        "num_events": state.num_events,  # how much of the record this shows
+        "stages": [
+            {"stage": kind_of(type(event)), "at": event.at, "elapsed_s": getattr(event, "elapsed_s", None)}
+            for event in state.stage_events
+        ],
+    }

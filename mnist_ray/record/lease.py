@@ -1,21 +1,24 @@
-"""One owner for a run: a lease says who it is and that it lives.
+"""One owner for a run: a lease shows who the owner is and that it is at work.
 
 The lease only decides how long a newcomer waits. What keeps a paused owner that wakes up too late from publishing
-is the log itself (see log.py): the newcomer's first event has taken the number that it would write next.
+is the log itself (event_log.py): the newcomer's first event has taken the number of the owner's next file.
 """
 
 import contextlib
+import logging
 import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 
 from mnist_ray import __version__
 from mnist_ray.errors import CorruptFileError, OwnedByAnotherError, TakenOverError
-from mnist_ray.record.process import is_gone, place, this_process
-from mnist_ray.record.rundir import RunDir, owner_line
+from mnist_ray.record.events import RECORD_FORMAT, RunTaken
+from mnist_ray.record.process import is_gone, runs_here, this_process
+from mnist_ray.record.rundir import RunDir
+from mnist_ray.record.writer import RunWriter
 from mnist_ray.storage.files import (
     StoragePath,
     children,
@@ -28,116 +31,140 @@ from mnist_ray.storage.files import (
     write_sealed_json,
 )
 
+logger = logging.getLogger(__name__)
+
 RENEW_S = 5.0
 EXPIRE_S = 60.0  # a lease this old is nobody's
-SILENT_S = 2 * RENEW_S  # after this long without a sign the user is told what is waited for
+SILENT_S = 2 * RENEW_S  # after this long without a renewal the user reads what the command waits for
 LOOK_S = 0.5
 
 
-@contextlib.contextmanager
-def owned(run: RunDir, note: Callable[[str], None], when_lost: Callable[[], None]) -> Iterator[None]:
-    """Own `run` while the block lasts.
+@dataclass(frozen=True)
+class Lease:
+    """The content of an owner's lease."""
 
-    A lease that ended, whose process on this host is gone, or that was not renewed for EXPIRE_S is taken over.
-    note: told what is waited for. when_lost: called in a thread of its own once another process has taken the run
-    over. Raises OwnedByAnotherError within two renewals if its owner lives, TakenOverError, OSError.
+    at: float  # seconds since 1970, by the owner's clock; only shown
+    num_events: int  # in the log when the lease was renewed
+    is_over: bool  # the owner left the run in order
+
+
+@contextlib.contextmanager
+def owned(run: RunDir, when_lost: Callable[[], None]) -> Iterator[RunWriter]:
+    """Own `run` while the block lasts, and yield the writer of its events.
+
+    A lease is taken over that ended, whose process on this host is gone, or that was not renewed for EXPIRE_S.
+    `when_lost` is called in a thread of its own once another process has taken the run over. Raises
+    OwnedByAnotherError within two renewals if the owner is at work, TakenOverError, OSError.
     """
-    _wait_until_free(run, note)
+    _wait_until_free(run)
+    taken = RunTaken(format=RECORD_FORMAT, version=__version__, host=socket.gethostname(), process=this_process())
     try:
-        generation = run.take({"host": socket.gethostname(), **this_process(), "version": __version__})
+        writer = RunWriter(run, taken)
     except TakenOverError:
-        raise OwnedByAnotherError(f"{run.path} was just begun by {_owner_line(run)}") from None
-    _tidy(run)
-    lease = run.lease(generation)
-    _renew(run, lease, is_over=False)
+        run.catch_up()
+        raise OwnedByAnotherError(f"{run} was just begun by {_owner(run)}") from None
+    lease = run.paths.lease(writer.fencing_token)
     is_over = threading.Event()
-    renewing = threading.Thread(target=_keep_renewing, args=(run, lease, is_over, when_lost), daemon=True, name="lease")
-    renewing.start()
+    renewing = threading.Thread(
+        target=_keep_renewing, args=(writer, lease, is_over, when_lost), daemon=True, name="lease"
+    )
     try:
-        yield
+        _tidy(run)
+        with contextlib.suppress(FileNotFoundError):  # another process has taken the run over already, and tidied
+            _renew(writer, lease, is_over=False)
+        renewing.start()
+        yield writer
     finally:
         is_over.set()
-        renewing.join()
-        if not run.was_taken_over():
-            with contextlib.suppress(OSError):  # a full disk; the process is gone in a moment anyway
-                _renew(run, lease, is_over=True)
+        if renewing.is_alive():
+            renewing.join()
+        writer.close()
+        with contextlib.suppress(OSError, CorruptFileError):  # a full disk; the process is gone in a moment anyway
+            if not writer.was_taken_over():
+                _renew(writer, lease, is_over=True)
 
 
 def _tidy(run: RunDir) -> None:
-    """Remove what owners before this one left: files half written, and leases but the last owner's."""
+    """Remove what earlier owners left: files half written, and all leases but the last owner's."""
     remove_leftovers(run.path)
-    leases = sorted(children(run.leases, "*.json"), key=lambda lease: lease.name)
+    leases = sorted(children(run.paths.leases, "*.json"), key=lambda lease: lease.name)
     for lease in leases[:-1]:
         remove(lease)
 
 
-def _renew(run: RunDir, lease: StoragePath, is_over: bool) -> None:
-    body = {"at": time.time(), "num_events": run.num_published, "is_over": is_over}
-    write_sealed_json(lease, body, "lease")
+def _renew(writer: RunWriter, lease: StoragePath, is_over: bool) -> None:
+    content = Lease(time.time(), writer.run.num_published, is_over)
+    write_sealed_json(lease, asdict(content), "lease")
 
 
-def _keep_renewing(run: RunDir, lease: StoragePath, is_over: threading.Event, when_lost: Callable[[], None]) -> None:
+def _keep_renewing(
+    writer: RunWriter, lease: StoragePath, is_over: threading.Event, when_lost: Callable[[], None]
+) -> None:
     while not is_over.wait(RENEW_S):
-        if run.was_taken_over():
-            when_lost()
-            return
-        with contextlib.suppress(OSError):  # the owner's own writes say it better
-            _renew(run, lease, is_over=False)
+        with contextlib.suppress(OSError, CorruptFileError):  # the owner's own writes raise them where they matter
+            if writer.was_taken_over():
+                when_lost()
+                return
+            _renew(writer, lease, is_over=False)
 
 
-def _wait_until_free(run: RunDir, note: Callable[[str], None]) -> None:
-    """Return once nobody owns the run. Raises OwnedByAnotherError as soon as its owner shows that it lives."""
-    owner = run.owner
-    if owner is None or has_ended(run):
+def _wait_until_free(run: RunDir) -> None:
+    """Return once nobody owns the run. Raises OwnedByAnotherError as soon as the owner shows that it is at work."""
+    session = run.state.session
+    if session is None or has_ended(run):
         return
-    lease = run.lease(owner["event"])
+    lease = run.paths.lease(session.fencing_token)
     first = _content(lease)
-    is_here = place().items() <= owner.items()
+    is_here = runs_here(session.owner.process)
     began, age_s = time.monotonic(), _age_s(run, lease)
-    told = False
+    is_announced = False
     while age_s + (waited_s := time.monotonic() - began) < EXPIRE_S:
-        if is_here or _content(lease) != first or run.owner != owner:
+        if is_here or _content(lease) != first or run.state.fencing_token != session.fencing_token:
             raise OwnedByAnotherError(
-                f"{run.path} belongs to {_owner_line(run)}: wait for it, or end it and run the same command again"
+                f"{run} belongs to {_owner(run)}: wait for it, or end it and run the same command again"
             )
-        if waited_s > SILENT_S and not told:
-            told = True
-            note(
-                f"{run.path} belongs to {_owner_line(run)}, silent for {age_s + waited_s:.0f} s: it is taken over "
-                f"after {EXPIRE_S:.0f} s"
+        if waited_s > SILENT_S and not is_announced:
+            is_announced = True
+            logger.info(
+                "%s belongs to %s, whose lease was not renewed for %.0f s: the run is taken over after %.0f s",
+                *(run, _owner(run), age_s + waited_s, EXPIRE_S),
             )
         time.sleep(LOOK_S)
 
 
 def has_ended(run: RunDir) -> bool:
-    """Whether it is certain that nobody works on the run: its last owner left it in order, or is gone from here."""
-    owner = run.owner
-    if owner is None or is_gone(owner):
+    """Report whether certainly nobody works on the run: the last owner left it in order, or is gone from here."""
+    session = run.state.session
+    if session is None or is_gone(session.owner.process):
         return True
-    lease = _content(run.lease(owner["event"]))
-    return lease is not None and lease["is_over"]
+    lease = _content(run.paths.lease(session.fencing_token))
+    return lease is not None and lease.is_over
 
 
-def _owner_line(run: RunDir) -> str:
-    owner = run.owner
-    assert owner is not None
-    return owner_line(owner)
+def _owner(run: RunDir) -> RunTaken:
+    session = run.state.session
+    assert session is not None
+    return session.owner
 
 
-def _content(lease: StoragePath) -> Mapping[str, Any] | None:
+def _content(lease: StoragePath) -> Lease | None:
     try:
-        body: Mapping[str, Any] = read_sealed_json(lease)
-    except (OSError, CorruptFileError):
+        return Lease(**read_sealed_json(lease))
+    except (OSError, CorruptFileError, TypeError):
         return None
-    return body
 
 
 def _age_s(run: RunDir, lease: StoragePath) -> float:
-    """Seconds since the last sign of the owner, by the clock of the storage, which all hosts share."""
-    probe = run.leases / f"probe-{socket.gethostname()}-{os.getpid()}"
-    write_atomic(probe, b"")
+    """Return the seconds since the owner's last sign, by the clock of the storage, which all hosts share.
+
+    0 where a new owner has tidied meanwhile.
+    """
+    probe = run.paths.leases / f"probe-{socket.gethostname()}-{os.getpid()}"
     try:
-        signs = [lease, run.record]  # the folder's time is that of the latest event
+        write_atomic(probe, b"")
+        signs = [lease, run.paths.record]  # the folder's time is that of the latest file
         return max(0.0, modified_at(probe) - max(modified_at(sign) for sign in signs if exists(sign)))
+    except FileNotFoundError:
+        return 0.0
     finally:
         remove(probe)

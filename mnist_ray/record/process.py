@@ -1,31 +1,35 @@
-"""Which process this is, in words that another process can check."""
+"""The identity of a process, in terms that another process can check."""
 
 import os
 from pathlib import Path
-from typing import Any
+
+from mnist_ray.record.events import ProcessIdentity
 
 
-def this_process() -> dict[str, Any]:
-    return {"pid": os.getpid(), "pid_started": start_of(os.getpid()), **place()}
+def this_process() -> ProcessIdentity:
+    """Describe the calling process."""
+    return ProcessIdentity(os.getpid(), start_of(os.getpid()), *_where())
 
 
-def is_gone(process: dict[str, Any]) -> bool:
-    """Whether a process of this place, as `this_process` described it, has ended; False for one of another place."""
-    return place().items() <= process.items() and start_of(process["pid"]) != process["pid_started"]
+def is_gone(process: ProcessIdentity) -> bool:
+    """Report whether a process has ended; False for a process of another machine, boot or container."""
+    return runs_here(process) and start_of(process.pid) != process.pid_started
 
 
-def place() -> dict[str, str]:
-    """Where a process id means the same process: this boot of this machine, and this container."""
-    return {
-        "boot": Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip(),
-        "processes": str(Path("/proc/self/ns/pid").readlink()),
-    }
+def runs_here(process: ProcessIdentity) -> bool:
+    """Report whether a process id of `process` means the same process here: same boot, machine and container."""
+    return (process.boot, process.processes) == _where()
+
+
+def _where() -> tuple[str, str]:
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return boot, str(Path("/proc/self/ns/pid").readlink())
 
 
 def start_of(pid: int) -> str | None:
-    """When a process began, in clock ticks since boot, so that its number used again is not taken for it.
+    """Return when a process began, in clock ticks since boot; None for a process that is gone.
 
-    None for one that is gone.
+    With the start a process id that is used again is not mistaken for the earlier process.
     """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")

@@ -11,9 +11,9 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from mnist_ray.config import Choices, Dimension, JobSpec, Search, is_whole
-from mnist_ray.record.rundir import Training
+from mnist_ray.config import Choices, JobSpec, Search, is_whole
 from mnist_ray.record.shortlist import ShortlistStorage
+from mnist_ray.record.state import Training
 from mnist_ray.storage.files import StoragePath, replace_atomic
 
 STATES = {
@@ -38,11 +38,11 @@ class SearchStudy:
         self._space = distributions(spec.search)
         is_maximized = direction(spec.search) == "maximize"
         self._study = _new_study(spec.search, storage=ShortlistStorage(is_maximized))
-        self.num_asked = len(trainings)  # counted here, because the study copies every trial that it lists
+        self.num_suggested = len(trainings)  # counted here, because the study copies every trial that it lists
         self._running: dict[int, optuna.Trial] = {}
         self._known_epochs: dict[int, set[int]] = {}  # of running trials that were on record at the start
         for number, training in enumerate(trainings):
-            assert training.asked["number"] == number, training.id
+            assert training.number == number, training.id
             self._study.add_trial(_as_trial(training, spec.search, self._space))
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             self._running[trial.number] = optuna.Trial(self._study, trial._trial_id)
@@ -50,18 +50,19 @@ class SearchStudy:
 
     def suggest(self) -> dict[str, Any]:
         """The searched hyperparameters of the next trial; the first trial is the recipe, where the space has it."""
-        number = self.num_asked
-        if number == 0 and self._spec.recipe_is_in_space:
+        number = self.num_suggested
+        if number == 0 and self._spec.baseline_is_in_space:
             self._study.enqueue_trial({key: getattr(self._spec.recipe, key) for key in self._space})
         self._study.sampler = _sampler(seed_of_trial(self._spec.seed, number), self._spec.search, self._space)
         self._running[number] = self._study.ask(self._space)
-        self.num_asked += 1
+        self.num_suggested += 1
         return self._running[number].params
 
     def tell(self, training: Training) -> None:
         """Put an ended trial's outcome into the study, its whole curve included."""
         assert training.status is not None
-        number = training.asked["number"]
+        number = training.number
+        assert number is not None, training.id
         running = self._running.pop(number)
         curve = _curve(training, self._spec.search)
         for epoch in curve.keys() - self._known_epochs.pop(number, set()):
@@ -136,15 +137,15 @@ def direction(search: Search) -> Literal["minimize", "maximize"]:
 
 
 def distributions(search: Search) -> dict[str, BaseDistribution]:
-    return {key: _distribution(key, dimension) for key, dimension in search.space.items()}
-
-
-def _distribution(key: str, dimension: Dimension) -> BaseDistribution:
-    if isinstance(dimension, Choices):
-        return CategoricalDistribution(dimension.choices)
-    if is_whole(key):
-        return IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log)
-    return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
+    found: dict[str, BaseDistribution] = {}
+    for key, dimension in search.space.items():
+        if isinstance(dimension, Choices):
+            found[key] = CategoricalDistribution(dimension.choices)
+        elif is_whole(key):
+            found[key] = IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log)
+        else:
+            found[key] = FloatDistribution(dimension.low, dimension.high, log=dimension.log)
+    return found
 
 
 def _as_trial(
@@ -153,25 +154,25 @@ def _as_trial(
     curve = _curve(training, search)
     state = STATES[training.status] if training.status else TrialState.RUNNING
     attributes = {"training": training.id, "status": training.status or "running"}
-    if training.ended and training.ended["reason"]:
-        attributes["reason"] = training.ended["reason"]
+    if training.reason:
+        attributes["reason"] = training.reason
     trial = create_trial(
         state=state,
-        params={key: training.config[key] for key in space},
+        params={key: getattr(training.config, key) for key in space},
         distributions=space,
         user_attrs=attributes,
         intermediate_values=curve,
         # A pruned trial's value is that of its last epoch, as Optuna itself has it.
         value=curve[max(curve)] if curve and state in (TrialState.COMPLETE, TrialState.PRUNED) else None,
     )
-    trial.datetime_start = _time(training.asked["at"], zone)
+    trial.datetime_start = _time(training.created_at, zone)
     if training.ended:
-        trial.datetime_complete = _time(training.ended["at"], zone)
+        trial.datetime_complete = _time(training.ended.at, zone)
     return trial
 
 
 def _curve(training: Training, search: Search) -> dict[int, float]:
-    return {row["epoch"]: row[search.objective] for row in training.history}
+    return {metrics.epoch: metrics.objective(search.objective) for metrics in training.history}
 
 
 def _time(at: str, zone: tzinfo | None) -> datetime:

@@ -1,45 +1,41 @@
-"""The results table: its columns, writing and reading it."""
+"""The tables of a run: one row per training, one row per epoch; their columns, writing and reading."""
 
-import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 
-from mnist_ray.config import JobSpec
-from mnist_ray.record.rundir import RunDir, Training
-from mnist_ray.storage.files import read
+from mnist_ray.config import Hyperparameters, SecondTest, Stage, is_whole
+from mnist_ray.metrics import EpochMetrics, Score
+from mnist_ray.record.rundir import RunDir
+from mnist_ray.record.state import RunState, Training
+
+STAGES: tuple[Stage, ...] = get_args(Stage)
+
+
+def _dtypes(row: dict[str, float | int]) -> dict[str, str]:
+    return {name: "Int64" if isinstance(value, int) else "Float64" for name, value in row.items()}
+
+
+_SCORE = Score(0.0, 0, 1)
+_EPOCH_COLUMNS = _dtypes(EpochMetrics(1, 0.0, _SCORE, _SCORE).columns())
 
 # One row per training. pandas' nullable types, so that a missing number stays missing and a count stays whole.
 COLUMNS = {
     "id": "string",
     "stage": "string",  # search, confirm, retrain
-    "role": "string",  # trial, confirmation, choice, baseline; superseded where a longer search chose another
+    "role": "string",  # trial, confirmation, selected, baseline; superseded where a longer search selected another
     "status": "string",  # complete, pruned, stopped, failed; running where it has not ended
     "reason": "string",
-    "learning_rate": "Float64",
-    "dropout": "Float64",
-    "batch_size": "Int64",
+    **{name: "Int64" if is_whole(name) else "Float64" for name in Hyperparameters.model_fields},
     "seed": "Int64",
     "num_epochs": "Int64",
     "epochs_done": "Int64",
-    "train_loss": "Float64",
-    "train_accuracy": "Float64",
-    "train_correct": "Int64",
-    "train_examples": "Int64",
-    "val_loss": "Float64",
-    "val_accuracy": "Float64",
-    "val_correct": "Int64",
-    "val_examples": "Int64",
-    "test_loss": "Float64",
-    "test_accuracy": "Float64",
-    "test_correct": "Int64",
-    "test_examples": "Int64",
-    "qmnist50k_loss": "Float64",  # a second test, where test.also asks for it
-    "qmnist50k_accuracy": "Float64",
-    "qmnist50k_correct": "Int64",
-    "qmnist50k_examples": "Int64",
+    **{name: dtype for name, dtype in _EPOCH_COLUMNS.items() if name.startswith(("train_", "val_"))},
+    **_dtypes(_SCORE.columns("test")),
+    **{name: dtype for test in get_args(SecondTest) for name, dtype in _dtypes(_SCORE.columns(test)).items()},
     "elapsed_s": "Float64",  # of its epochs, start-up aside
     "workers": "Int64",  # at its end; an elastic retraining may have had more or fewer before
     "threads": "Int64",  # of each worker
@@ -49,61 +45,51 @@ COLUMNS = {
 }
 
 # One row per epoch of each training.
-HISTORY_COLUMNS = {
-    "id": "string",
-    "stage": "string",
-    "epoch": "Int64",
-    "elapsed_s": "Float64",
-    **{name: kind for name, kind in COLUMNS.items() if name.startswith(("train_", "val_"))},
-}
-
-ROLE_OF_CHOICE_AND_RECIPE = "choice = baseline"  # the search found nothing better than the recipe
+HISTORY_COLUMNS = {"id": "string", "stage": "string", **_EPOCH_COLUMNS}
 
 
-def results_table(run: RunDir) -> pd.DataFrame:
-    """One row per training on record, typed as COLUMNS says."""
-    tested = (run.stage("tested") or {}).get("scores", {})
-    roles = {plan["id"]: plan["role"] for plan in (run.stage("chosen") or {}).get("retrainings", [])}
-    place = {training_id: number for number, training_id in enumerate(roles)}  # the choice before the baseline
-    retrained = sorted(run.trainings("retrain"), key=lambda training: place.get(training.id, len(place)))
-    rows = [_row(training, "trial", tested) for training in run.trainings("search")]
-    rows += [_row(training, "confirmation", tested) for training in run.trainings("confirm")]
-    rows += [_row(training, roles.get(training.id, "superseded"), tested) for training in retrained]
-    return _typed(pd.DataFrame(rows, columns=list(COLUMNS)))
+def results_table(state: RunState) -> pd.DataFrame:
+    """Return one row per training on record, typed as COLUMNS says."""
+    planned = state.selected.retrainings if state.selected else ()
+    roles = {plan.id: plan.role for plan in planned}
+    order = {training_id: number for number, training_id in enumerate(roles)}  # the selected before the baseline
+    retrained = sorted(state.trainings("retrain"), key=lambda training: order.get(training.id, len(order)))
+    rows = [_row(training, "trial", state) for training in state.trainings("search")]
+    rows += [_row(training, "confirmation", state) for training in state.trainings("confirm")]
+    rows += [_row(training, roles.get(training.id, "superseded"), state) for training in retrained]
+    return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
 
 
-STAGES = ("search", "confirm", "retrain")
-
-
-def _row(training: Training, role: str, tested: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    ended = training.ended or {"status": "running", "reason": None}
-    last = training.history[-1] if training.history else {}
+def _row(training: Training, role: str, state: RunState) -> dict[str, Any]:
+    scores = state.tested.scores.get(training.id, {}) if state.tested else {}
+    ended = training.ended
     known = {
+        **training.config.model_dump(),
+        **(training.history[-1].columns() if training.history else {}),
+        **{name: value for test, scored in scores.items() for name, value in scored.score.columns(test).items()},
         "id": training.id,
         "stage": training.stage,
         "role": role,
+        "status": training.status or "running",
+        "reason": training.reason,
         "epochs_done": training.epochs_done,
-        **training.config,
-        **ended,
-        **last,
-        **tested.get(training.id, {}),
+        "elapsed_s": training.elapsed_s,
+        "workers": ended and ended.workers,
+        "threads": ended and ended.threads,
+        "device": ended and ended.device,
+        "num_failures": ended and ended.num_failures,
         "log": f"logs/{training.id}.log" if training.status == "failed" else None,
-        "elapsed_s": sum(row["elapsed_s"] for row in training.history),
     }
     return {name: known.get(name) for name in COLUMNS}
 
 
-def _typed(table: pd.DataFrame) -> pd.DataFrame:
-    return table.astype(COLUMNS)
-
-
-def history_table(run: RunDir) -> pd.DataFrame:
-    """Every epoch of every training, typed as HISTORY_COLUMNS says."""
+def history_table(state: RunState) -> pd.DataFrame:
+    """Return every epoch of every training, typed as HISTORY_COLUMNS says."""
     rows = [
-        {"id": training.id, "stage": training.stage, **row}
+        {"id": training.id, "stage": training.stage, **metrics.columns()}
         for stage in STAGES
-        for training in run.trainings(stage)
-        for row in training.history
+        for training in state.trainings(stage)
+        for metrics in training.history
     ]
     return pd.DataFrame(rows, columns=list(HISTORY_COLUMNS)).astype(HISTORY_COLUMNS)
 
@@ -112,65 +98,35 @@ FORMULA_BEGINNINGS = ("=", "+", "-", "@", "\t", "\r")
 
 
 def results_csv(table: pd.DataFrame) -> str:
-    """As CSV. A text that a spreadsheet would run as a formula gets an apostrophe before it (OWASP, "CSV Injection"),
-    and so does one that begins with an apostrophe, so that reading takes away what writing put there.
+    """Return the table as CSV.
+
+    A text that a spreadsheet would run as a formula gets an apostrophe before it (OWASP, "CSV Injection"). So does a
+    text that begins with an apostrophe, so that reading takes away what writing put there.
     """
     guarded = table.copy()
     for name, kind in COLUMNS.items():
         if kind == "string":
             risky = table[name].str.startswith((*FORMULA_BEGINNINGS, "'"), na=False)
             guarded[name] = table[name].where(~risky, "'" + table[name])
-    return guarded.to_csv(index=False)
+    # Before Python 3.13, a lone "\r" is quoted only where it is part of the line's end.
+    content = guarded.to_csv(index=False, lineterminator="\r\n")
+    return re.sub(r'("[^"]*")|\r\n', lambda found: found[1] or "\n", content)
 
 
 def read_results(path: Path) -> pd.DataFrame:
     """Read results.csv or results.parquet with the types of COLUMNS."""
     if path.suffix == ".parquet":
-        return _typed(pd.read_parquet(path))
+        return pd.read_parquet(path).astype(COLUMNS)
     # Only an empty cell is missing: pandas would also take the reason "None" for nothing.
     table = pd.read_csv(path, dtype=COLUMNS, keep_default_na=False, na_values=[""])
     for name, kind in COLUMNS.items():
         if kind == "string":
             table[name] = table[name].str.removeprefix("'")
-    return _typed(table)
-
-
-def best_spec(spec: JobSpec, hyperparameters: dict[str, Any]) -> JobSpec:
-    """A spec that trains the choice again: the choice is its recipe (`mnist-ray train best.yaml`)."""
-    content = spec.model_dump()
-    content["recipe"] = hyperparameters
-    content["retrain"]["baseline"] = False
-    content["name"] = f"{spec.name[:59]}-best"
-    return JobSpec.model_validate(content)
-
-
-def outcome_of(run: RunDir, spec: JobSpec) -> dict[str, Any]:
-    """What came of the run, for programs: counts, the choice, the tested models, the times of the stages."""
-    trials = run.trainings("search")
-    statuses = [trial.status or "running" for trial in trials]
-    chosen, tested = run.stage("chosen"), run.stage("tested")
-    return {
-        "name": spec.name,
-        "data": spec.data.name,
-        "objective": spec.search.objective,
-        "trials": {status: statuses.count(status) for status in sorted(set(statuses))},
-        "choice": chosen and {key: chosen[key] for key in ("training", "hyperparameters", "score")},
-        "tested": _scores(tested) if tested else {},
-        "test_unsealed_at": (run.stage("unsealed") or {}).get("at"),
-        "num_events": run.num_events,  # how much of the record this shows
-        "stages": [{key: entry.get(key) for key in ("stage", "at", "elapsed_s")} for entry in run.all_stages()],
-    }
-
-
-def _scores(tested: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {
-        training_id: {name: value for name, value in score.items() if name in COLUMNS}
-        for training_id, score in tested["scores"].items()
-    }
+    return table.astype(COLUMNS)
 
 
 def cell(name: str, value: Any) -> str:
-    """A value of that column for people, safe in a Markdown table."""
+    """Format a value of that column for people, safe in a Markdown table."""
     if pd.isna(value):
         return ""
     if name.endswith("_accuracy"):
@@ -182,35 +138,19 @@ def cell(name: str, value: Any) -> str:
     return " ".join(str(value).split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "\\<")
 
 
-def read_outcome(run: RunDir) -> dict[str, Any]:
-    """result.json as `write_views` wrote it. Raises OSError, ValueError."""
-    outcome: dict[str, Any] = json.loads(read(run.outcome))
-    return outcome
-
-
-def is_superseded(table: pd.DataFrame) -> "pd.Series[bool]":
-    """Which rows are retrainings of an earlier choice, before more trials were searched."""
-    return table["role"] == "superseded"
-
-
 def listed_runs(runs: Sequence[RunDir]) -> str:
-    """One line a run: its name, how far it is, its trials and the choice's test accuracy."""
-    return _as_text([{"run": run.path.name, "stage": _latest_stage(run), **_choice_summary(run)} for run in runs])
-
-
-def _latest_stage(run: RunDir) -> str:
-    entries = run.all_stages()
-    return str(entries[-1]["stage"]) if entries else "begun"
-
-
-def _choice_summary(run: RunDir) -> dict[str, Any]:
-    table = results_table(run)
-    choice = table[table["role"].str.startswith("choice")]
-    return {"trials": int((table["stage"] == "search").sum()), "test_accuracy": choice["test_accuracy"].mean()}
-
-
-def _as_text(rows: Sequence[dict[Any, Any]]) -> str:
-    if not rows:
+    """Return one line a run: its name, its latest stage, its trials and the selected model's test accuracy."""
+    if not runs:
         return ""
-    formatted = pd.DataFrame([{name: cell(name, value) for name, value in row.items()} for row in rows])
-    return str(formatted.to_string(index=False))
+    rows = []
+    for run in runs:
+        table = results_table(run.state)
+        selected = table[table["role"].str.startswith("selected")]
+        row = {
+            "run": run.path.name,
+            "stage": run.state.latest_stage,
+            "trials": int((table["stage"] == "search").sum()),
+            "test_accuracy": selected["test_accuracy"].mean(),
+        }
+        rows.append({name: cell(name, value) for name, value in row.items()})
+    return str(pd.DataFrame(rows).to_string(index=False))

@@ -1,10 +1,9 @@
-"""Tables become figures: each function takes what was computed and returns one plotly figure.
+"""The figures of a report: each function takes what was computed and returns one plotly figure.
 
-Colours, grids and fonts come from the page, which knows whether it is light or dark.
+Colours, grids and fonts come from the page, which is light or dark.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import optuna
@@ -12,19 +11,22 @@ import pandas as pd
 import plotly.graph_objects as go
 from optuna import visualization
 
-from mnist_ray.config import JobSpec
+from mnist_ray.config import Objective
 from mnist_ray.record.timing import TrialTime
+from mnist_ray.report.analysis.batch_sizes import BatchSize
 from mnist_ray.report.analysis.importance import Importances
+from mnist_ray.report.analysis.optimism import Optimism
 from mnist_ray.report.analysis.predictions import NUM_CLASSES, Predictions
-from mnist_ray.report.analysis.search_quality import SearchReview, cost
+from mnist_ray.report.analysis.scores import cost
+from mnist_ray.report.analysis.search_review import SearchReview
 
-# More than so many are shown as an even sample, since a page has to hold and a browser to draw each.
-MOST_CURVES = 200  # of intermediate values
+# Longer searches are shown as an even sample, since the page holds each trial and the browser draws it.
+MOST_CURVES = 200  # trials in the figure of intermediate values
 MOST_DOTS = 500  # trials in figures that hold a text for each
 
 
 def learning_curves(history: pd.DataFrame, labels: Mapping[str, str], metric: str) -> go.Figure:
-    """history: as the history table; labels: what each of its trainings is called."""
+    """Draw a metric by epoch. history: as the history table; labels: the trainings' names for people, by id."""
     figure = go.Figure()
     for training_id, label in labels.items():
         rows = history[history["id"] == training_id]
@@ -37,10 +39,10 @@ def learning_curves(history: pd.DataFrame, labels: Mapping[str, str], metric: st
     return figure.update_layout(xaxis_title="epoch", yaxis_title=metric, yaxis_type="log" if "loss" in metric else None)
 
 
-def best_so_far(review: SearchReview, objective: str) -> go.Figure:
-    """What the search had reached after so many trials, and what random search would have reached."""
+def best_so_far(review: SearchReview) -> go.Figure:
+    """Draw the best score after so many trials, and what random search would have reached."""
     figure = go.Figure()
-    sign = 1 if cost(review.search, 1.0) > 0 else -1
+    sign = cost(review.search, 1)  # turns costs back into scores
     if review.expectation is not None:
         numbers = list(range(1, len(review.expectation.mean) + 1))
         low, mean, high = (
@@ -64,24 +66,24 @@ def best_so_far(review: SearchReview, objective: str) -> go.Figure:
         line_shape="hv",
         mode="lines",
     )
-    return figure.update_layout(xaxis_title="trials", yaxis_title=f"best {objective}")
+    return figure.update_layout(xaxis_title="trials", yaxis_title=f"best {review.search.objective}")
 
 
-def optimism(review: SearchReview, objective: str) -> go.Figure:
-    """What the search said of its best configurations, beside what fresh seeds said."""
+def optimism(shifts: Sequence[Optimism], objective: Objective) -> go.Figure:
+    """Draw the search's scores of its best configurations beside those on fresh seeds."""
     figure = go.Figure()
-    names = [each.training_id for each in review.optimism]
+    names = [each.training_id for each in shifts]
     figure.add_scatter(
         x=names,
-        y=[each.search_score for each in review.optimism],
+        y=[each.search_score for each in shifts],
         mode="markers",
         name="in the search",
         marker_symbol="diamond-open",
         marker_size=11,
     )
     figure.add_scatter(
-        x=[each.training_id for each in review.optimism for _ in each.confirmed],
-        y=[score for each in review.optimism for score in each.confirmed],
+        x=[each.training_id for each in shifts for _ in each.confirmed],
+        y=[score for each in shifts for score in each.confirmed],
         mode="markers",
         name="on fresh seeds",
         marker_size=8,
@@ -90,6 +92,7 @@ def optimism(review: SearchReview, objective: str) -> go.Figure:
 
 
 def importance_bars(importances: Importances) -> go.Figure:
+    """Draw each hyperparameter's share with its interval."""
     shares = importances.shares[::-1]
     figure = go.Figure(
         go.Bar(
@@ -106,15 +109,16 @@ def importance_bars(importances: Importances) -> go.Figure:
     return figure.update_layout(xaxis_title="importance (PED-ANOVA)", xaxis_range=[0, 1])
 
 
-def batch_sizes(review: SearchReview, objective: str) -> go.Figure:
-    """Speed and score of each batch size."""
-    names = [str(row["batch_size"]) for row in review.batch_sizes]
+def batch_sizes(sizes: Sequence[BatchSize], objective: Objective) -> go.Figure:
+    """Draw the speed and the best score of each batch size."""
     figure = go.Figure()
-    figure.add_bar(x=names, y=[row["images_per_s"] for row in review.batch_sizes], name="images per second")
-    scored = [row for row in review.batch_sizes if row["best"] is not None]
+    figure.add_bar(
+        x=[str(each.batch_size) for each in sizes], y=[each.images_per_s for each in sizes], name="images per second"
+    )
+    scored = [each for each in sizes if each.best is not None]
     figure.add_scatter(
-        x=[str(row["batch_size"]) for row in scored],
-        y=[float(row["best"]) for row in scored],
+        x=[str(each.batch_size) for each in scored],
+        y=[each.best for each in scored],
         name=f"best {objective}",
         mode="markers",
         marker_size=12,
@@ -128,7 +132,7 @@ def batch_sizes(review: SearchReview, objective: str) -> go.Figure:
 
 
 def confusion(predictions: Predictions) -> go.Figure:
-    """Rows are true classes. The right answers are left out of the colours, or nothing else would show."""
+    """Draw the confusion matrix, a row a true class. Right predictions have no colour, or no other would show."""
     matrix = predictions.confusion()
     shown = matrix.astype(float)
     np.fill_diagonal(shown, np.nan)
@@ -141,19 +145,20 @@ def confusion(predictions: Predictions) -> go.Figure:
             text=matrix.tolist(),
             texttemplate="%{text}",
             colorscale="Blues",
-            hovertemplate="true %{y}, said %{x}: %{text}<extra></extra>",
+            hovertemplate="true %{y}, predicted %{x}: %{text}<extra></extra>",
             showscale=False,
         )
     )
     for number in range(NUM_CLASSES):
         figure.add_annotation(x=number, y=number, text=str(matrix[number, number]), showarrow=False)
     return figure.update_layout(
-        xaxis={"title": "said", "type": "category", "showgrid": False},
+        xaxis={"title": "predicted", "type": "category", "showgrid": False},
         yaxis={"title": "true", "type": "category", "autorange": "reversed", "showgrid": False},
     )
 
 
 def reliability(predictions: Predictions) -> go.Figure:
+    """Draw the share of right predictions by confidence."""
     bins = predictions.reliability()
     figure = go.Figure()
     figure.add_scatter(x=[0, 1], y=[0, 1], mode="lines", line_dash="dot", name="as sure as right")
@@ -165,11 +170,11 @@ def reliability(predictions: Predictions) -> go.Figure:
         text=[f"{each.num_examples:,} images" for each in bins],
         marker_size=[6 + 3 * float(np.log10(each.num_examples)) for each in bins],
     )
-    return figure.update_layout(xaxis_title="confidence", yaxis_title="share of right answers")
+    return figure.update_layout(xaxis_title="confidence", yaxis_title="share of right predictions")
 
 
 def time_bars(times: Sequence[TrialTime]) -> go.Figure:
-    """Where each training's time went."""
+    """Draw the parts of each training's time."""
     figure = go.Figure()
     for part in ("start_up_s", "computing_s", "waiting_s"):
         figure.add_bar(
@@ -180,11 +185,10 @@ def time_bars(times: Sequence[TrialTime]) -> go.Figure:
     return figure.update_layout(barmode="stack", xaxis_title="training", yaxis_title="seconds")
 
 
-def optuna_figures(study: optuna.Study, spec: JobSpec) -> dict[str, go.Figure]:
-    """Optuna's own, by name; the ones that need a complete trial are left out where there is none."""
-    objective = spec.search.objective
+def optuna_figures(study: optuna.Study, objective: Objective) -> dict[str, go.Figure]:
+    """Return Optuna's own figures by name, without those that need a complete trial where there is none."""
     complete = study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
-    found: dict[str, Any] = {
+    found = {
         "timeline": visualization.plot_timeline(_sampled(study, MOST_DOTS)),
         "intermediate": visualization.plot_intermediate_values(_sampled(study, MOST_CURVES)),
     }
@@ -196,22 +200,22 @@ def optuna_figures(study: optuna.Study, spec: JobSpec) -> dict[str, go.Figure]:
             "slice": visualization.plot_slice(study, target_name=objective),
             "rank": visualization.plot_rank(few, target_name=objective),
         }
-    for figure in found.values():  # the page has titles, grounds and colours of text of its own
+    for figure in found.values():  # the page has its own titles, grounds and text colours
         figure.update_layout(title=None, plot_bgcolor=None)
         figure.update_annotations(font_color=None)
     return found
 
 
 def _sampled(study: optuna.Study, most: int, trials: Sequence[optuna.trial.FrozenTrial] | None = None) -> optuna.Study:
-    """A study of as many trials at most, of all or of these, the best of them among them."""
+    """Return a study of at most `most` trials, an even sample with the best complete one; `trials`: by default all."""
     trials = study.get_trials(deepcopy=False) if trials is None else trials
     if len(trials) <= most:
         return study
-    chosen = {int(index) for index in np.linspace(0, len(trials) - 1, most)}
+    kept = {int(index) for index in np.linspace(0, len(trials) - 1, most)}
     valued = [index for index, trial in enumerate(trials) if trial.state == optuna.trial.TrialState.COMPLETE]
     if valued:
         pick = max if study.direction == optuna.study.StudyDirection.MAXIMIZE else min
-        chosen.add(pick(valued, key=lambda index: trials[index].value or 0.0))
+        kept.add(pick(valued, key=lambda index: trials[index].value or 0.0))
     sample = optuna.create_study(direction=study.direction)
-    sample.add_trials([trials[index] for index in sorted(chosen)])
+    sample.add_trials([trials[index] for index in sorted(kept)])
     return sample

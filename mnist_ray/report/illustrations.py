@@ -1,4 +1,4 @@
-"""Which figures a report has, and what stands below each. The drawings are collected by their id."""
+"""The figures that a report has, in their order, each with its title and its caption."""
 
 from dataclasses import dataclass
 from datetime import UTC
@@ -9,74 +9,84 @@ import plotly.graph_objects as go
 from mnist_ray.record.study import study_of
 from mnist_ray.record.timing import training_times
 from mnist_ray.report import figures
-from mnist_ray.report.analysis.search_quality import SearchReview
-from mnist_ray.report.review import Review, ended_trials
-from mnist_ray.report.summary import retrained_rows
+from mnist_ray.report.analysis.search_review import SearchReview
+from mnist_ray.report.formatting import heading, percent
+from mnist_ray.report.models import retrained_models
+from mnist_ray.report.review import Review
 
 MOST_TIMED = 200  # trainings in the figure of times
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A figure's place on the page; the drawing is kept by its id."""
+class Illustration:
+    """A figure with what stands beside it on the page."""
 
     id: str
+    drawing: go.Figure
     title: str
     caption: str
     alt: str
     is_tall: bool = False
 
 
-def curves(review: Review, drawn: dict[str, go.Figure]) -> list[Figure]:
-    rows = retrained_rows(review.table).to_dict("records")
-    labels = {row["id"]: f"{row['role']}, seed {row['seed']}" for row in rows if row["epochs_done"]}
-    if not labels:
-        return []
-    placed = []
-    for metric in ("train_loss", "train_accuracy"):
-        drawn[metric] = figures.learning_curves(review.history, labels, metric)
-        caption = "Measured while learning, with dropout on. The retraining has no validation split."
-        alt = f"{metric} by epoch for {', '.join(labels.values())}"
-        placed.append(Figure(metric, metric.replace("_", " "), caption, alt))
-    return placed
+def curves(review: Review) -> list[Illustration]:
+    """Return the training curves of the retrained models."""
+    labels = {model.training.id: model.label for model in retrained_models(review.state) if model.training.history}
+    return [
+        Illustration(
+            metric,
+            figures.learning_curves(review.history, labels, metric),
+            heading(metric),
+            "Measured while learning, with dropout on. The retraining has no validation split.",
+            f"{metric} by epoch for {', '.join(labels.values())}",
+        )
+        for metric in ("train_loss", "train_accuracy")
+        if labels
+    ]
 
 
-def search_figures(review: Review, drawn: dict[str, go.Figure]) -> list[Figure]:
+def search_illustrations(review: Review) -> list[Illustration]:
+    """Return what shows the search, as far as there is something to show."""
     search = review.search
     if search is None:
         return []
-    objective = review.spec.search.objective
-    placed = []
-
-    def place(name: str, figure: go.Figure, title: str, caption: str, is_tall: bool = False) -> None:
-        drawn[name] = figure
-        placed.append(Figure(name, title, caption, f"{title}. {caption}", is_tall))
-
+    objective = search.search.objective
+    shown = []
     if search.best_so_far:
-        place(
-            "best",
-            figures.best_so_far(search, objective),
-            "Best so far, against random search",
-            _random_caption(search),
+        shown.append(
+            _captioned("best", figures.best_so_far(search), "Best so far, against random search", _of_random(search))
         )
     if search.optimism:
-        place("optimism", figures.optimism(search, objective), "Optimism",
-              "The search's score of its best configurations, and what fresh seeds gave.")  # fmt: skip
-    ended, found = ended_trials(review.run), review.importances
-    if ended:
-        if found is not None and found.shares:
-            place("importances", figures.importance_bars(found), "What mattered",
-                  f"Importance of each hyperparameter for {objective} after epoch {found.epoch}, with bootstrap "
-                  f"intervals over {found.num_trials} trials.")  # fmt: skip
-        own = figures.optuna_figures(study_of(review.spec.search, ended, UTC), review.spec)
-        for name, figure in own.items():
-            title, caption = OPTUNA_TITLES[name]
-            caption += _of_all(name, len(ended), search.counts.get("complete", 0))
-            place(name, figure, title, caption, is_tall=name in ("parallel", "slice", "rank"))
+        caption = "The search's score of its best configurations, and their scores on fresh seeds."
+        shown.append(_captioned("optimism", figures.optimism(search.optimism, objective), "Optimism", caption))
+    if review.importances is not None and review.importances.shares:
+        found = review.importances
+        caption = (
+            f"Importance of each hyperparameter for {objective} after epoch {found.epoch}, with bootstrap intervals "
+            f"over {found.num_trials} trials."
+        )
+        shown.append(_captioned("importances", figures.importance_bars(found), "What mattered", caption))
+    shown += _optuna_illustrations(review)
     if search.batch_sizes:
-        place("batch_sizes", figures.batch_sizes(search, objective), "Batch size, for speed and for score",
-              "Bars: images per second in training; dots: the best score of a complete trial.")  # fmt: skip
-    return placed
+        drawing = figures.batch_sizes(search.batch_sizes, objective)
+        caption = "Bars: images per second in training; dots: the best score of a complete trial."
+        shown.append(_captioned("batch_sizes", drawing, "Batch size, for speed and for score", caption))
+    return shown
+
+
+def _captioned(name: str, drawing: go.Figure, title: str, caption: str) -> Illustration:
+    is_tall = name in ("parallel", "slice", "rank")
+    return Illustration(name, drawing, title, caption, f"{title}. {caption}", is_tall)
+
+
+def _of_random(search: SearchReview) -> str:
+    if search.expectation is None:
+        return "The search began with too few random trials to say what random search would have reached."
+    return (
+        f"Random search is estimated from the {search.expectation.num_random} random trials that the search began with "
+        "(Dodge et al. 2019), stopped ones at their last score; beyond that number the estimate is too pessimistic "
+        "for random search, because no better trial than theirs is known."
+    )
 
 
 OPTUNA_TITLES = {
@@ -89,57 +99,63 @@ OPTUNA_TITLES = {
 }
 
 
-def _of_all(name: str, num_ended: int, num_complete: int) -> str:
-    """Which part of the trials a figure of Optuna's shows, where it is not all of them."""
+def _optuna_illustrations(review: Review) -> list[Illustration]:
+    """Return Optuna's own figures; the captions of sampled ones say so."""
+    trials = [trial for trial in review.state.trainings("search") if trial.ended]
+    if not trials:
+        return []
+    search = review.spec.search
+    num_complete = sum(trial.status == "complete" for trial in trials)
     limits = {
-        "intermediate": (figures.MOST_CURVES, num_ended),
-        "timeline": (figures.MOST_DOTS, num_ended),
+        "intermediate": (figures.MOST_CURVES, len(trials)),
+        "timeline": (figures.MOST_DOTS, len(trials)),
         "parallel": (figures.MOST_DOTS, num_complete),
         "rank": (figures.MOST_DOTS, num_complete),
     }
-    most, of = limits.get(name, (1, 0))
-    return f" The best and an even sample of {most} of {of:,}." if of > most else ""
+    shown = []
+    for name, drawing in figures.optuna_figures(study_of(search, trials, UTC), search.objective).items():
+        title, caption = OPTUNA_TITLES[name]
+        most, total = limits.get(name, (0, 0))
+        sampled = f" The best and an even sample of {most} of {total:,}." if total > most else ""
+        shown.append(_captioned(name, drawing, title, caption + sampled))
+    return shown
 
 
-def _random_caption(search: SearchReview) -> str:
-    if search.expectation is None:
-        return "The search began with too few random trials to say what random search would have reached."
-    return (
-        f"Random search is estimated from the {search.expectation.num_random} random trials that the search began with "
-        "(Dodge et al. 2019), stopped ones at their last score; beyond that number it is too pessimistic for it, "
-        "because no better trial than theirs is known."
-    )
-
-
-def error_figures(review: Review, drawn: dict[str, go.Figure]) -> list[Figure]:
-    said = review.choice_said
-    if said is None:
+def error_illustrations(review: Review) -> list[Illustration]:
+    """Return what shows the errors of the selected model."""
+    predictions = review.predictions
+    if predictions is None:
         return []
-    drawn["confusion"] = figures.confusion(said)
-    drawn["reliability"] = figures.reliability(said)
-    num_wrong = int((~said.is_right).sum())
     return [
-        Figure("confusion", "Confusion matrix", "Rows: true class; columns: what the model said. Errors are coloured.",
-               f"Confusion matrix of {len(said.labels):,} test images, {num_wrong} of them wrong.", True),
-        Figure("reliability", "Reliability",
-               "How often answers of a confidence are right; on the dotted line a model is as sure as it is right.",
-               f"Reliability diagram; expected calibration error {100 * said.calibration_error():.2f} %."),
-    ]  # fmt: skip
+        Illustration(
+            "confusion",
+            figures.confusion(predictions),
+            "Confusion matrix",
+            "Rows: true class; columns: predicted class. Errors are coloured.",
+            f"Confusion matrix of {len(predictions.labels):,} test images, {predictions.num_wrong} of them wrong.",
+            is_tall=True,
+        ),
+        Illustration(
+            "reliability",
+            figures.reliability(predictions),
+            "Reliability",
+            "How often predictions of a confidence are right; on the dotted line confidence and accuracy are equal.",
+            f"Reliability diagram; expected calibration error {percent(predictions.calibration_error())}.",
+        ),
+    ]
 
 
-def time_figures(review: Review, drawn: dict[str, go.Figure]) -> list[Figure]:
+def time_illustrations(review: Review) -> list[Illustration]:
+    """Return what shows where the time went."""
     times = training_times(review.trainings())
     if not times:
         return []
-    shown = (
-        times
-        if len(times) <= MOST_TIMED
-        else [times[int(index)] for index in np.linspace(0, len(times) - 1, MOST_TIMED)]
-    )
-    drawn["times"] = figures.time_bars(shown)
-    of_all = "" if len(shown) == len(times) else f" An even sample of {len(shown)} of {len(times)}."
+    is_sampled = len(times) > MOST_TIMED
+    shown = [times[int(index)] for index in np.linspace(0, len(times) - 1, MOST_TIMED)] if is_sampled else times
+    sampled = f" An even sample of {len(shown)} of {len(times)}." if is_sampled else ""
     caption = (
-        "Start-up: from when it was asked for to its first epoch's beginning. Waiting: for its process, for the "
-        f"driver, or for a new start after a death.{of_all}"
+        "Start-up: from the training's creation to its first epoch's beginning. Waiting: for its process, for the "
+        f"driver, or for a new start after a failure.{sampled}"
     )
-    return [Figure("times", "Time of each training", caption, f"Time of each of {len(shown)} trainings, by part")]
+    alt = f"Time of each of {len(shown)} trainings, by part"
+    return [Illustration("times", figures.time_bars(shown), "Time of each training", caption, alt)]

@@ -1,66 +1,74 @@
-"""Everything that is said of a run, computed once, before anything is drawn or written."""
+"""Everything that a report says of a run, computed once, before anything is drawn or written."""
 
 from dataclasses import dataclass
 
 import pandas as pd
 
-from mnist_ray.config import JobSpec, parse_spec
+from mnist_ray.config import JobSpec
 from mnist_ray.errors import SpecError
-from mnist_ray.record.rundir import RunDir, Training
-from mnist_ray.record.selection import scored_models
+from mnist_ray.record.events import SessionStarted
+from mnist_ray.record.rundir import RunDir
+from mnist_ray.record.state import RunState, Training
 from mnist_ray.record.tables import STAGES, history_table, results_table
 from mnist_ray.report.analysis.importance import Importances, importances
 from mnist_ray.report.analysis.predictions import Predictions, predictions
-from mnist_ray.report.analysis.search_quality import SearchReview, review_search
+from mnist_ray.report.analysis.search_review import SearchReview, review_search
 from mnist_ray.report.analysis.verdict import Verdict, verdict
+from mnist_ray.report.models import RetrainedModel, retrained_models
 from mnist_ray.report.summary import summary_lines
 
 
 @dataclass(frozen=True)
 class Review:
-    """A run as far as it is."""
+    """A run as far as it is, with everything that was computed from its record."""
 
     run: RunDir
-    spec: JobSpec
+    state: RunState
+    started: SessionStarted
     verdict: Verdict
     search: SearchReview | None  # None without trials
     importances: Importances | None  # None without a trial that ended
-    table: pd.DataFrame
-    history: pd.DataFrame
-    choice: str | None  # the training whose model people take away
-    choice_said: Predictions | None
+    table: pd.DataFrame  # as results_table has it
+    history: pd.DataFrame  # as history_table has it
+    model: RetrainedModel | None  # the model that people take away; None before it is tested
+    predictions: Predictions | None  # that model's, on the test split
 
     @classmethod
     def of(cls, run: RunDir) -> "Review":
-        """Raises SpecError for a run that has not begun, CorruptFileError."""
-        started = run.stage("started")
-        if started is None:
+        """Compute a run's review. Raises SpecError for a run that has not begun, CorruptFileError."""
+        state = run.state
+        if state.started is None:
             raise SpecError(
                 f"{run.path} has not begun yet, so there is nothing to report: start it with 'mnist-ray run'"
             )
-        spec = parse_spec(started["spec"], str(run.path))
-        ended = ended_trials(run)
-        # Of the first seed, whatever the test said of the others.
-        choice = next((model.id for model in scored_models(run, "choice")), None)
+        ended = [trial for trial in state.trainings("search") if trial.ended]
+        model = model_to_take_away(state)
         return cls(
             run,
-            spec,
+            state,
+            state.started,
             verdict(run),
-            review_search(run, spec),
-            importances(spec.search, ended) if ended else None,
-            results_table(run),
-            history_table(run),
-            choice,
-            predictions(run, choice) if choice else None,
+            review_search(state),
+            importances(state.started.spec.search, ended) if ended else None,
+            results_table(state),
+            history_table(state),
+            model,
+            predictions(run, model.training.id) if model else None,
         )
 
+    @property
+    def spec(self) -> JobSpec:
+        return self.started.spec
+
     def summary(self) -> list[str]:
-        """For a terminal."""
-        return summary_lines(self.run, self.verdict, self.search)
+        """Return the lines for a terminal."""
+        return summary_lines(self.state, self.verdict, self.search)
 
     def trainings(self) -> list[Training]:
-        return [each for stage in STAGES for each in self.run.trainings(stage)]
+        return [training for stage in STAGES for training in self.state.trainings(stage)]
 
 
-def ended_trials(run: RunDir) -> list[Training]:
-    return [trial for trial in run.trainings("search") if trial.status is not None]
+def model_to_take_away(state: RunState) -> RetrainedModel | None:
+    """Return the selected configuration's model of the first tested seed, whatever the test gave for the others."""
+    models = retrained_models(state)
+    return next((model for model in models if model.role.startswith("selected") and "test" in model.scores), None)

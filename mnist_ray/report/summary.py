@@ -1,106 +1,78 @@
-"""What a run came to, in a few lines for a terminal and in a page of Markdown for a pull request."""
+"""The outcome of a run: in a few lines for a terminal, and in a page of Markdown for a pull request."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import pandas as pd
 
-from mnist_ray.config import JobSpec
-from mnist_ray.record.rundir import RunDir
+from mnist_ray.record.state import RunState
 from mnist_ray.record.study import direction
-from mnist_ray.record.tables import cell, is_superseded, results_table
-from mnist_ray.report.analysis.search_quality import SearchReview
-from mnist_ray.report.analysis.significance import Interval, wilson
+from mnist_ray.record.tables import cell, results_table
+from mnist_ray.report.analysis.search_review import SearchReview
 from mnist_ray.report.analysis.verdict import Verdict
+from mnist_ray.report.formatting import HYPERPARAMETERS, hyperparameters_in_words, percent
+from mnist_ray.report.models import RetrainedModel, retrained_models
 
-HYPERPARAMETER_COLUMNS = ["learning_rate", "dropout", "batch_size"]
 RETRAINED_COLUMNS = [
-    "role", "status", *HYPERPARAMETER_COLUMNS, "seed", "epochs_done", "test_accuracy", "test_correct", "test_loss",
+    "role", "status", *HYPERPARAMETERS, "seed", "epochs_done", "test_accuracy", "test_correct", "test_loss",
     "train_loss", "elapsed_s", "workers",
 ]  # fmt: skip
-TRIAL_COLUMNS = [
-    "id", "status", *HYPERPARAMETER_COLUMNS, "epochs_done", "val_loss", "val_accuracy", "elapsed_s", "reason",
+CONFIRMED_COLUMNS = [
+    "id", "seed", "status", *HYPERPARAMETERS, "epochs_done", "val_loss", "val_accuracy", "elapsed_s",
 ]  # fmt: skip
+TRIAL_COLUMNS = ["id", "status", *HYPERPARAMETERS, "epochs_done", "val_loss", "val_accuracy", "elapsed_s", "reason"]
 MOST_TRIALS_SHOWN = 50
 
 
-def summary_lines(run: RunDir, verdict: Verdict, review: SearchReview | None) -> list[str]:
-    """The trials' counts, the retrained models, warnings and the verdict."""
-    table = results_table(run)
-    lines = []
-    if review is not None:
-        counts = ", ".join(f"{count} {status}" for status, count in sorted(review.counts.items()))
-        lines.append(f"{sum(review.counts.values())} trials: {counts}")
-    lines += [_model_line(row) for row in retrained_rows(table).to_dict("records")]
-    lines += [f"warning: {warning.text}" for warning in (review.warnings if review else [])]
-    return [*lines, f"verdict: {verdict.sentence}"] if review is not None else lines
+def summary_lines(state: RunState, verdict: Verdict, search: SearchReview | None) -> list[str]:
+    """Return the trials' counts, the retrained models, warnings and, after a search, the verdict."""
+    models = [_model_line(model) for model in retrained_models(state)]
+    if search is None:
+        return models
+    counts = ", ".join(f"{count} {status}" for status, count in search.spending.counts.items())
+    return [
+        f"{search.spending.num_trials} trials: {counts}",
+        *models,
+        *(f"warning: {warning.text}" for warning in search.warnings),
+        f"verdict: {verdict.sentence}",
+    ]
 
 
-def retrained_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """The choice's and the recipe's, as they were chosen last."""
-    return table[(table["stage"] == "retrain") & ~is_superseded(table)]
+def _model_line(model: RetrainedModel) -> str:
+    config, score = model.training.config, model.scores.get("test")
+    result: str = model.training.status or "running"
+    if score is not None:
+        result = f"test {percent(score.accuracy)} ({score.num_correct} of {score.num_examples}), loss {score.loss:.4f}"
+    return f"{model.side} (seed {config.seed}): {result}; {hyperparameters_in_words(config)}"
 
 
-def _model_line(row: Mapping[Any, Any]) -> str:
-    recipe = ", ".join(f"{name} {row[name]:.4g}" for name in HYPERPARAMETER_COLUMNS)
-    if pd.isna(row["test_accuracy"]):
-        return f"{row['role']} (seed {row['seed']}): {row['status']}; {recipe}"
-    return (
-        f"{row['role']} (seed {row['seed']}): test {100 * row['test_accuracy']:.2f} % "
-        f"({row['test_correct']} of {row['test_examples']}), loss {row['test_loss']:.4f}; {recipe}"
-    )
+def results_markdown(state: RunState, verdict: Verdict, search: SearchReview | None) -> str:
+    """Return the verdict, the retrained models and the best trials of a run that has started.
 
-
-def interval_of(row: Mapping[Any, Any], name: str = "test") -> Interval:
-    """Wilson's, of a row's accuracy on a test."""
-    return wilson(int(row[f"{name}_correct"]), int(row[f"{name}_examples"]))
-
-
-def percent(interval: Interval) -> str:
-    """An interval of accuracies for people."""
-    return f"{100 * interval.low:.2f} to {100 * interval.high:.2f} %"
-
-
-def results_markdown(run: RunDir, spec: JobSpec, verdict: Verdict, review: SearchReview | None) -> str:
-    """The verdict, what was tested, and the best trials; all of them are in results.csv and report.html."""
-    table = results_table(run)
+    All trials are in results.csv and report.html.
+    """
+    assert state.started is not None
+    spec, table = state.started.spec, results_table(state)
     parts = [f"# {cell('name', spec.name)}", "", f"**{verdict.sentence}**", ""]
-    for warning in review.warnings if review else []:
+    for warning in search.warnings if search else []:
         parts += [f"> ⚠ {cell('text', warning.text)}", ""]
         if warning.patch:
             parts += ["```yaml", warning.patch.rstrip(), "```", ""]
-    retrained = table[table["stage"] == "retrain"]
-    if len(retrained):
-        parts += ["## Retrained models", "", _markdown(retrained, RETRAINED_COLUMNS), ""]
-    confirmed = table[table["stage"] == "confirm"]
-    if len(confirmed):
-        parts += [
-            "## The best trials on fresh seeds",
-            "",
-            _markdown(confirmed, ["id", "seed", *TRIAL_COLUMNS[1:-1]]),
-            "",
-        ]
-    trials = _best_first(table[table["stage"] == "search"], spec)
-    if len(trials):
-        shown = trials.head(MOST_TRIALS_SHOWN)
-        heading = "Trials, best first"
-        if len(trials) > len(shown):
-            heading += f" ({len(shown)} of {len(trials)}; all of them are in results.csv)"
-        parts += [f"## {heading}", "", _markdown(shown, TRIAL_COLUMNS), ""]
-    if review is not None:
-        parts += ["## The search", "", *(f"- {cell('text', sentence)}" for sentence in review.sentences), ""]
+    retrained, confirmed, trials = (table[table["stage"] == stage] for stage in ("retrain", "confirm", "search"))
+    parts += _section("Retrained models", retrained, RETRAINED_COLUMNS)
+    parts += _section("The best trials on fresh seeds", confirmed, CONFIRMED_COLUMNS)
+    complete_first = trials.assign(_rank=trials["status"].map({"complete": 0}).fillna(1))
+    is_ascending = [True, direction(spec.search) == "minimize"]
+    shown = complete_first.sort_values(["_rank", spec.search.objective], ascending=is_ascending).head(MOST_TRIALS_SHOWN)
+    of_all = f" ({len(shown)} of {len(trials)}; all of them are in results.csv)" if len(trials) > len(shown) else ""
+    parts += _section(f"Trials, best first{of_all}", shown, TRIAL_COLUMNS)
+    if search is not None:
+        parts += ["## The search", "", *(f"- {cell('text', sentence)}" for sentence in search.sentences), ""]
     return "\n".join(parts)
 
 
-def _best_first(trials: pd.DataFrame, spec: JobSpec) -> pd.DataFrame:
-    """Complete ones before the others."""
-    ascending = direction(spec.search) == "minimize"
-    complete_first = trials["status"].map({"complete": 0}).fillna(1)
-    return trials.assign(_rank=complete_first).sort_values(
-        ["_rank", spec.search.objective], ascending=[True, ascending]
-    )
-
-
-def _markdown(table: pd.DataFrame, columns: Sequence[str]) -> str:
-    formatted = pd.DataFrame({name: [cell(name, value) for value in table[name]] for name in columns})
-    return str(formatted.to_markdown(index=False, disable_numparse=True))
+def _section(title: str, table: pd.DataFrame, columns: Sequence[str]) -> list[str]:
+    """Return a heading and a table; nothing without rows."""
+    if table.empty:
+        return []
+    texts = pd.DataFrame({name: [cell(name, value) for value in table[name]] for name in columns})
+    return [f"## {title}", "", str(texts.to_markdown(index=False, disable_numparse=True)), ""]

@@ -2,112 +2,130 @@
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from PIL import Image
 
-from mnist_ray.record.rundir import RunDir, Training
+from mnist_ray.config import SecondTest
+from mnist_ray.record.rundir import RunDir
+from mnist_ray.record.state import Training
 from mnist_ray.record.tables import HISTORY_COLUMNS
 from mnist_ray.record.timing import stage_times, training_times
 from mnist_ray.report.analysis.predictions import NUM_CLASSES, Predictions, images_of_test, predictions
 from mnist_ray.report.analysis.significance import wilson
+from mnist_ray.report.formatting import HYPERPARAMETERS, heading, interval_in_percent, number, percent, seconds
+from mnist_ray.report.models import RetrainedModel, retrained_models
 from mnist_ray.report.review import Review
-from mnist_ray.report.summary import interval_of, percent, retrained_rows
 
 MOST_IN_GALLERY = 120
-MOST_ROWS = 1500  # of the table of all trainings; a page of more than 8 MB is no longer one to send
+MOST_ROWS = 1500  # of the table of all trainings; a page of more than 8 MB is too large to send
+
+
+@dataclass(frozen=True)
+class Table:
+    """Headings, and rows of as many texts."""
+
+    headings: list[str]
+    rows: list[list[str]]
+
 
 # --- the models ----------------------------------------------------------------------------------------------------
 
 MODEL_HEADINGS = [
-    "role", "seed", "learning rate", "dropout", "batch size", "epochs", "test accuracy", "95 % interval", "right",
-    "loss", "ECE", "training",
+    "role", "seed", *map(heading, HYPERPARAMETERS), "epochs", "test accuracy", "95 % interval", "right", "loss", "ECE",
+    "training",
 ]  # fmt: skip
 
 
-def models(review: Review) -> dict[str, Any]:
-    rows = retrained_rows(review.table).to_dict("records")
-    return {
-        "model_headings": MODEL_HEADINGS,
-        "models": [_model_cells(review.run, row) for row in rows],
-        "second": _second_test(review, rows),
-    }
+def models(review: Review) -> Table:
+    """Return one row for each retrained model."""
+    return Table(MODEL_HEADINGS, [_model_row(review.run, model) for model in retrained_models(review.state)])
 
 
-def _model_cells(run: RunDir, row: Mapping[Any, Any]) -> list[str]:
-    tested = not pd.isna(row["test_accuracy"])
-    said = predictions(run, row["id"]) if tested else None
-    return [
-        row["role"],
-        str(row["seed"]),
-        f"{row['learning_rate']:.4g}",
-        f"{row['dropout']:.4g}",
-        str(row["batch_size"]),
-        str(row["epochs_done"]),
-        f"{100 * row['test_accuracy']:.2f} %" if tested else row["status"],
-        percent(interval_of(row)) if tested else "",
-        f"{row['test_correct']:,} of {row['test_examples']:,}" if tested else "",
-        f"{row['test_loss']:.4f}" if tested else "",
-        f"{100 * said.calibration_error():.2f} %" if said else "",
-        f"{row['elapsed_s']:.1f} s",
-    ]
+def _model_row(run: RunDir, model: RetrainedModel) -> list[str]:
+    training, score = model.training, model.scores.get("test")
+    scored = [training.status or "running", "", "", "", ""]
+    if score is not None:
+        found = predictions(run, training.id)
+        scored = [
+            percent(score.accuracy),
+            interval_in_percent(wilson(score.num_correct, score.num_examples)),
+            f"{score.num_correct:,} of {score.num_examples:,}",
+            f"{score.loss:.4f}",
+            percent(found.calibration_error()) if found else "",
+        ]
+    values = [number(getattr(training.config, name)) for name in HYPERPARAMETERS]
+    identity = [model.side, str(training.config.seed), *values, str(training.epochs_done)]
+    return [*identity, *scored, seconds(training.elapsed_s)]
 
 
-def _second_test(review: Review, rows: Sequence[Mapping[Any, Any]]) -> dict[str, Any] | None:
-    names = review.spec.test.also
-    tested = [row for row in rows for name in names if not pd.isna(row[f"{name}_accuracy"])]
-    if not tested:
-        return None
-    (name,) = names
-    lines = [
-        f"{row['role']}, seed {row['seed']}: {100 * row[f'{name}_accuracy']:.2f} % "
-        f"({percent(interval_of(row, name))}; {row[f'{name}_correct']:,} of {row[f'{name}_examples']:,}), "
-        f"loss {row[f'{name}_loss']:.4f}"
-        for row in tested
-    ]
-    return {"name": name, "lines": lines}
+def second_test_lines(review: Review, name: SecondTest) -> list[str]:
+    """Return one line for each model that was scored on a second test."""
+    scored = [(model.label, model.scores[name]) for model in retrained_models(review.state) if name in model.scores]
+    lines = []
+    for label, score in scored:
+        interval = interval_in_percent(wilson(score.num_correct, score.num_examples))
+        counts = f"{score.num_correct:,} of {score.num_examples:,}"
+        lines.append(f"{label}: {percent(score.accuracy)} ({interval}; {counts}), loss {score.loss:.4f}")
+    return lines
 
 
 # --- all trainings -------------------------------------------------------------------------------------------------
 
-ROW_COLUMNS = {
-    "id": "training", "role": "role", "status": "status", "learning_rate": "learning rate", "dropout": "dropout",
-    "batch_size": "batch size", "seed": "seed", "epochs_done": "epochs", "val_loss": "val loss",
-    "val_accuracy": "val accuracy", "test_accuracy": "test accuracy", "elapsed_s": "seconds", "reason": "reason",
-}  # fmt: skip
+ROW_COLUMNS = [
+    "id", "role", "status", *HYPERPARAMETERS, "seed", "epochs_done", "val_loss", "val_accuracy", "test_accuracy",
+    "elapsed_s", "reason",
+]  # fmt: skip
+ROW_HEADINGS = {"id": "training", "epochs_done": "epochs", "elapsed_s": "seconds"}  # where not the column's own name
 
 
-def rows(review: Review) -> dict[str, Any]:
-    table = _shown(review.table)
-    records = table[list(ROW_COLUMNS)].to_dict("records")
-    missing = len(review.table) - len(table)
-    return {
-        "rows_note": f"{missing:,} trials more are in results.csv." if missing else "",
-        "row_headings": list(ROW_COLUMNS.values()),
-        "rows": [[_cell(str(name), value) for name, value in record.items()] for record in records],
-    }
+@dataclass(frozen=True)
+class Cell:
+    """A text with the number, in decimals, by which it is sorted."""
+
+    text: str
+    value: str | None = None
 
 
-def _cell(name: str, value: Any) -> dict[str, Any]:
-    """text: as shown; value: what a number sorts by."""
+@dataclass(frozen=True)
+class TrainingsTable:
+    """The table that the page sorts and filters."""
+
+    headings: list[str]
+    rows: list[list[Cell]]
+    note: str
+
+
+def trainings(review: Review) -> TrainingsTable:
+    """Return one row for each training, MOST_ROWS at most."""
+    shown = _shown(review.table)
+    num_missing = len(review.table) - len(shown)
+    return TrainingsTable(
+        [ROW_HEADINGS.get(name, heading(name)) for name in ROW_COLUMNS],
+        [[_cell(str(name), value) for name, value in row.items()] for row in shown[ROW_COLUMNS].to_dict("records")],
+        f"{num_missing:,} trials more are in results.csv." if num_missing else "",
+    )
+
+
+def _cell(name: str, value: Any) -> Cell:
     if pd.isna(value):
-        return {"text": "", "value": None}
+        return Cell("")
     if isinstance(value, str):
-        return {"text": value, "value": None}
+        return Cell(value)
+    text = number(value)
     if name.endswith("_accuracy"):
-        text = f"{100 * value:.2f} %"
-    elif name == "elapsed_s":
+        text = percent(value)
+    if name.endswith("_s"):
         text = f"{value:.1f}"
-    else:
-        text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return {"text": text, "value": repr(value) if isinstance(value, float) else str(value)}
+    return Cell(text, repr(value) if isinstance(value, float) else str(value))
 
 
 def _shown(table: pd.DataFrame) -> pd.DataFrame:
-    """MOST_ROWS of it at most, in its order: trials are left out first, of them those that were stopped early."""
+    """Return MOST_ROWS of a table at most, in its order; pruned trials are left out first, then other trials."""
     if len(table) <= MOST_ROWS:
         return table
     is_trial, is_complete = table["stage"] == "search", table["status"] == "complete"
@@ -115,63 +133,92 @@ def _shown(table: pd.DataFrame) -> pd.DataFrame:
     return order.head(MOST_ROWS).sort_index()
 
 
-def curve_data(review: Review) -> dict[str, Any]:
-    """By training of the table: its epochs and what was measured after each."""
+@dataclass(frozen=True)
+class Curve:
+    """A training's metrics by epoch, as report.js reads them."""
+
+    epochs: list[int]
+    series: dict[str, list[float]]  # by metric, one value an epoch, with five digits
+
+
+def training_curves(review: Review) -> dict[str, Curve]:
+    """Return the curve of each training in the table."""
     shown = set(_shown(review.table)["id"])
     return {training.id: _curve(training) for training in review.trainings() if training.id in shown}
 
 
-def _curve(training: Training) -> dict[str, Any]:
-    names = [
-        name
-        for name in HISTORY_COLUMNS
-        if name.endswith(("_loss", "_accuracy")) and any(name in row for row in training.history)
-    ]
-    return {
-        "epochs": [row["epoch"] for row in training.history],
-        "series": {name: [float(f"{row[name]:.5g}") for row in training.history] for name in names},
-    }
+def _curve(training: Training) -> Curve:
+    rows = [metrics.columns() for metrics in training.history]
+    metrics_shown = [name for name in HISTORY_COLUMNS if name.endswith(("_loss", "_accuracy"))]
+    return Curve(
+        [metrics.epoch for metrics in training.history],
+        {
+            name: [float(f"{row[name]:.5g}") for row in rows]
+            for name in metrics_shown
+            if any(name in row for row in rows)
+        },
+    )
 
 
 # --- errors --------------------------------------------------------------------------------------------------------
 
 
-def errors(review: Review) -> dict[str, Any]:
-    said, images = review.choice_said, images_of_test(review.run)
-    if said is None or images is None:
-        return {"error_text": "", "classes": [], "gallery": [], "gallery_text": ""}
-    wrong = [int(number) for number in np.flatnonzero(~said.is_right)]
-    wrong.sort(key=lambda number: (-said.confidence[number], number))
-    place = {int(number): index for index, number in enumerate(images.missed)}
-    shown = wrong[:MOST_IN_GALLERY]
+@dataclass(frozen=True)
+class MissedImage:
+    """A test image that the selected model got wrong."""
+
+    number: int  # in the test split
+    label: int
+    predicted: int
+    confidence: str
+    source: str  # the image as a data address
+
+
+@dataclass(frozen=True)
+class Errors:
+    """The errors of the selected model."""
+
+    text: str
+    classes: Table
+    gallery: list[MissedImage]
+    gallery_text: str
+
+
+def errors(review: Review) -> Errors | None:
+    """Return the errors by class and a gallery, most confident first; None before the test."""
+    model, found, images = review.model, review.predictions, images_of_test(review.run)
+    if model is None or found is None or images is None:
+        return None
+    wrong = [int(number) for number in np.flatnonzero(~found.is_right)]
+    wrong.sort(key=lambda number: (-found.confidence[number], number))
     gallery = [
-        {
-            "number": number,
-            "label": int(said.labels[number]),
-            "said": int(said.said[number]),
-            "confidence": f"{100 * said.confidence[number]:.1f} %",
-            "source": _png(images.images[place[number]]),
-        }
-        for number in shown
+        MissedImage(
+            number,
+            int(found.labels[number]),
+            int(found.predicted[number]),
+            f"{100 * found.confidence[number]:.1f} %",
+            _png(images.image(number)),
+        )
+        for number in wrong[:MOST_IN_GALLERY]
     ]
-    return {
-        "error_text": f"{review.choice}: {len(wrong):,} of {len(said.labels):,} test images wrong.",
-        "classes": [_class_row(said, number) for number in range(NUM_CLASSES)],
-        "gallery": gallery,
-        "gallery_text": f"{len(shown)} of {len(wrong)}: true class → what the model said, and how sure it was.",
-    }
+    return Errors(
+        f"{model.training.id}: {len(wrong):,} of {len(found.labels):,} test images wrong.",
+        Table(["class", "images", "wrong", "accuracy"], [_class_row(found, number) for number in range(NUM_CLASSES)]),
+        gallery,
+        f"{len(gallery)} of {len(wrong)}: true class → predicted class, with the model's confidence.",
+    )
 
 
-def _class_row(said: Predictions, number: int) -> list[str]:
-    inside = said.labels == number
-    total, wrong = int(inside.sum()), int((inside & ~said.is_right).sum())
+def _class_row(found: Predictions, number: int) -> list[str]:
+    inside = found.labels == number
+    total, wrong = int(inside.sum()), int((inside & ~found.is_right).sum())
     if not total:
         return [str(number), "0", "0", ""]
-    interval = wilson(total - wrong, total)
-    return [str(number), f"{total:,}", str(wrong), f"{100 * (1 - wrong / total):.2f} % ({percent(interval)})"]
+    interval = interval_in_percent(wilson(total - wrong, total))
+    return [str(number), f"{total:,}", str(wrong), f"{percent(1 - wrong / total)} ({interval})"]
 
 
-def _png(image: np.ndarray) -> str:
+def _png(image: npt.NDArray[np.uint8]) -> str:
     content = io.BytesIO()
     Image.fromarray(image).save(content, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
@@ -180,23 +227,28 @@ def _png(image: np.ndarray) -> str:
 # --- times ---------------------------------------------------------------------------------------------------------
 
 
-def times(review: Review) -> dict[str, Any]:
-    spent = training_times(review.trainings())
-    text = ""
-    if spent:
-        sums = {part: sum(getattr(each, part) for each in spent) for part in ("start_up_s", "computing_s", "waiting_s")}
-        total = sum(sums.values()) or 1.0
-        text = (
-            f"Summed over {len(spent)} trainings: start-up {sums['start_up_s']:.1f} s, computing "
-            f"{sums['computing_s']:.1f} s ({100 * sums['computing_s'] / total:.0f} %), waiting "
-            f"{sums['waiting_s']:.1f} s."
-        )
-    rows = stage_times(review.run)
-    return {
-        "stage_rows": [(row["stage"], f"{row['wall_s']:.1f} s", _if_any(row["computing_s"])) for row in rows],
-        "time_text": text,
-    }
+def stages(review: Review) -> Table:
+    """Return the wall time and the summed training time of each stage."""
+    return Table(
+        ["stage", "wall time", "training, summed over trainings"],
+        [
+            [each.stage, seconds(each.wall_s), seconds(each.computing_s) if each.computing_s else ""]
+            for each in stage_times(review.state)
+        ],
+    )
 
 
-def _if_any(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds else ""
+def time_text(review: Review) -> str:
+    """Return the parts of the trainings' time in a sentence; empty before a training has ended."""
+    times = training_times(review.trainings())
+    if not times:
+        return ""
+    start_up_s, computing_s, waiting_s = (
+        sum(parts)
+        for parts in zip(*((each.start_up_s, each.computing_s, each.waiting_s) for each in times), strict=True)
+    )
+    total_s = start_up_s + computing_s + waiting_s or 1.0
+    return (
+        f"Summed over {len(times)} trainings: start-up {seconds(start_up_s)}, computing {seconds(computing_s)} "
+        f"({100 * computing_s / total_s:.0f} %), waiting {seconds(waiting_s)}."
+    )

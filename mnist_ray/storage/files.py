@@ -215,8 +215,11 @@ def write_json(path: StoragePath, body: Any) -> None:
 
 
 def seal(body: Any) -> str:
-    """Return the SHA-256 of `body`'s canonical JSON, in hexadecimal."""
-    return sha256(_canonical(body))
+    """Return the SHA-256 of `body`'s canonical JSON, in hexadecimal.
+
+    Equal values have equal JSON. Floats, NaN and infinity among them, read back as the same value (`repr`).
+    """
+    return sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode())
 
 
 def sealed_json(body: Any) -> bytes:
@@ -244,8 +247,3 @@ def unsealed(content: bytes, path: StoragePath) -> Any:
     if seal(body) != expected:
         raise CorruptFileError(f"{path}: its content does not match its SHA-256 {expected[:12]}")
     return body
-
-
-def _canonical(body: Any) -> bytes:
-    """Return one JSON for each value. Floats, NaN and infinity among them, read back as the same value (`repr`)."""
-    return json.dumps(body, sort_keys=True, separators=(",", ":")).encode()

@@ -7,7 +7,6 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from mnist_ray.config import TrainingConfig
 from mnist_ray.errors import CorruptFileError
+from mnist_ray.metrics import EpochMetrics
 from mnist_ray.storage.files import (
     StoragePath,
     children,
@@ -29,7 +29,9 @@ from mnist_ray.storage.files import (
     write_sealed_json,
 )
 from mnist_ray.storage.object_stores import OutOfReachError
-from mnist_ray.training.loop import TrainingData, TrainState, Worker, fit
+from mnist_ray.training.distributed import Worker
+from mnist_ray.training.examples import TrainingData
+from mnist_ray.training.loop import TrainState, fit
 from mnist_ray.training.model import MnistCNN
 
 logger = logging.getLogger(__name__)
@@ -43,25 +45,32 @@ class SavedState:
     """A checkpoint's verified content, small enough to be handed from rank 0 to the others (0.2 MB)."""
 
     completed_epochs: int
-    history: list[dict[str, Any]]
+    history: list[EpochMetrics]
     tensors: bytes  # safetensors
+    num_workers: int = 1  # that trained the latest epoch
 
     @classmethod
-    def of(cls, state: TrainState) -> "SavedState":
-        return cls(state.completed_epochs, list(state.history), save(_tensors(state)))
+    def of(cls, state: TrainState, num_workers: int = 1) -> "SavedState":
+        tensors = {f"model.{name}": tensor for name, tensor in state.model.state_dict().items()}
+        tensors |= {f"optimizer.{name}": tensor for name, tensor in state.optimizer.state_dict().items()}
+        on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        return cls(state.completed_epochs, list(state.history), save(on_cpu), num_workers)
 
     def to_bytes(self) -> bytes:
-        return json.dumps([self.completed_epochs, self.history]).encode() + b"\n" + self.tensors
+        rows = [metrics.columns() for metrics in self.history]
+        return json.dumps([self.completed_epochs, rows]).encode() + b"\n" + self.tensors
 
     @classmethod
     def from_bytes(cls, content: bytes) -> "SavedState":
         head, _, tensors = content.partition(b"\n")
-        completed_epochs, history = json.loads(head)
-        return cls(completed_epochs, history, tensors)
+        completed_epochs, rows = json.loads(head)
+        return cls(completed_epochs, [EpochMetrics.from_columns(row) for row in rows], tensors)
 
     def put_into(self, state: TrainState) -> None:
         """state: made by `TrainState.initial` for the same config."""
-        _put_tensors(load(self.tensors), state)
+        tensors = load(self.tensors)
+        state.model.load_state_dict(_below("model.", tensors))
+        state.optimizer.load_state_dict(_below("optimizer.", tensors))
         state.completed_epochs = self.completed_epochs
         state.history[:] = self.history
 
@@ -79,34 +88,43 @@ class Checkpoints:
         earlier: Sequence[StoragePath] = (),
         every_s: float = 5.0,
         num_kept: int = 2,
-        must_see: StoragePath | None = None,
+        sentinel: StoragePath | None = None,
+        only_workers: int | None = None,
     ) -> None:
         """earlier: folders of owners before, which are read, and removed once there is enough in `folder`.
 
-        must_see: a file that is there, unless this machine has other storage under the same name.
+        sentinel: a file that is there, unless this machine has other storage under the same name.
+        only_workers: use only checkpoints of as many workers, because dropout follows the rank.
         """
         self._folder = folder
         self._earlier = earlier
         self._config = config
         self._every_s = every_s
         self._num_kept = num_kept
-        self._must_see = must_see
+        self._sentinel = sentinel
+        self._only_workers = only_workers
         self._last_saved = time.monotonic()
 
     @classmethod
-    def of_generation(
-        cls, folder: StoragePath, generation: int, config: TrainingConfig, must_see: StoragePath | None = None
+    def of_owner(
+        cls,
+        folder: StoragePath,
+        fencing_token: int,
+        config: TrainingConfig,
+        sentinel: StoragePath | None = None,
+        only_workers: int | None = None,
     ) -> "Checkpoints":
-        """folder: of the training; below it each generation of owners has one."""
-        own = folder / f"{generation:06d}"
+        """folder: of the training; below it each owner of the run has one, named by its fencing token."""
+        own = folder / f"{fencing_token:06d}"
         others = sorted(children(folder, "[0-9]*"), key=lambda other: other.name)
-        return cls(own, config, [other for other in others if other.name < own.name], must_see=must_see)
+        earlier = [other for other in others if other.name < own.name]
+        return cls(own, config, earlier, sentinel=sentinel, only_workers=only_workers)
 
-    def save_if_due(self, state: TrainState) -> None:
+    def save_if_due(self, state: TrainState, num_workers: int = 1) -> None:
         """Save after the last epoch, and before it at most once per `every_s`. Raises OSError."""
         is_last = state.completed_epochs >= self._config.num_epochs
         if is_last or time.monotonic() - self._last_saved >= self._every_s:
-            self.save(SavedState.of(state))
+            self.save(SavedState.of(state, num_workers))
             self._last_saved = time.monotonic()
 
     def save(self, saved: SavedState) -> None:
@@ -115,8 +133,9 @@ class Checkpoints:
         manifest = {
             "config": self._config.model_dump(),
             "completed_epochs": saved.completed_epochs,
-            "history": saved.history,
+            "history": [metrics.columns() for metrics in saved.history],
             "tensors_sha256": sha256(saved.tensors),
+            "num_workers": saved.num_workers,
         }
         write_atomic(folder / TENSORS_NAME, saved.tensors, "checkpoint-tensors")
         write_sealed_json(folder / MANIFEST_NAME, manifest, "checkpoint-manifest")
@@ -127,7 +146,7 @@ class Checkpoints:
 
         Raises OutOfReachError.
         """
-        if self._must_see is not None and not exists(self._must_see):
+        if self._sentinel is not None and not exists(self._sentinel):
             reason = f"node {socket.gethostname()} does not share this storage"
             raise OutOfReachError(errno.EREMOTEIO, reason, str(self._folder))
         for folder in reversed(_epochs_in(*self._earlier, self._folder)):
@@ -154,7 +173,10 @@ class Checkpoints:
             raise CorruptFileError(f"{TENSORS_NAME} does not match its SHA-256 {manifest['tensors_sha256'][:12]}")
         if manifest["config"] != self._config.model_dump():
             raise CorruptFileError(f"it belongs to another training: {manifest['config']}")
-        return SavedState(manifest["completed_epochs"], manifest["history"], tensors)
+        if self._only_workers not in (None, manifest["num_workers"]):
+            raise CorruptFileError(f"it was made by {manifest['num_workers']} workers, here are {self._only_workers}")
+        history = [EpochMetrics.from_columns(row) for row in manifest["history"]]
+        return SavedState(manifest["completed_epochs"], history, tensors, manifest["num_workers"])
 
 
 def _epochs_in(*folders: StoragePath) -> list[StoragePath]:
@@ -179,7 +201,7 @@ def fit_resumably(
         yield state
     for _ in fit(state, data, config, worker):
         if worker.rank == 0:
-            checkpoints.save_if_due(state)
+            checkpoints.save_if_due(state, worker.world_size)
         yield state
 
 
@@ -197,18 +219,6 @@ def _from_rank_0(saved: SavedState | None, worker: Worker) -> SavedState | None:
         received.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
     dist.broadcast(received, src=0)
     return SavedState.from_bytes(received.cpu().numpy().tobytes())
-
-
-def _tensors(state: TrainState) -> dict[str, Tensor]:
-    """model.<name> and optimizer.<name>."""
-    tensors = {f"model.{name}": tensor for name, tensor in state.model.state_dict().items()}
-    tensors |= {f"optimizer.{name}": tensor for name, tensor in state.optimizer.state_dict().items()}
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-
-
-def _put_tensors(tensors: dict[str, Tensor], state: TrainState) -> None:
-    state.model.load_state_dict(_below("model.", tensors))
-    state.optimizer.load_state_dict(_below("optimizer.", tensors))
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

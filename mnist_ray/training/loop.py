@@ -1,32 +1,30 @@
-"""The training loop: one machine's part of one process group, without Ray.
+"""The training loop: one process's part of one training, without Ray.
 
-`for report in fit(state, data, config, worker): ...` serves trials, retraining, tests and the benchmark alike.
+`for metrics in fit(state, data, config, worker): ...` serves trials, retraining, tests and the benchmark alike.
 """
 
 import hashlib
 import math
 import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from mnist_ray.config import TrainingConfig
-from mnist_ray.data import LabelledImages, PixelStatistics
+from mnist_ray.config import StepMode, TrainingConfig
+from mnist_ray.data import PixelStatistics
 from mnist_ray.metrics import EpochMetrics, Score
-from mnist_ray.training import progress_counter as pulse
-from mnist_ray.training.cuda_graph import Capture, capture_for
-from mnist_ray.training.kernels.collectives import summed_over_ranks
-from mnist_ray.training.kernels.flat_adam import Adam
+from mnist_ray.training import progress_counter
+from mnist_ray.training.cuda_graph import CapturedStep, capture_for, captured_and_compared
+from mnist_ray.training.distributed import Worker, num_ranks
+from mnist_ray.training.evaluation import evaluate
+from mnist_ray.training.examples import Examples, TrainingData
+from mnist_ray.training.kernels.selection import Kernels, kernels_for
 from mnist_ray.training.metrics import ScoreSums, summed_loss
-from mnist_ray.training.model import MnistCNN
-
-EVALUATION_BATCH_SIZE = 500
+from mnist_ray.training.model import FOLLOW_ROUNDING, MnistCNN
+from mnist_ray.training.optimizer import Optimizer, optimizer_for
 
 
 class DivergedError(ArithmeticError):
@@ -36,54 +34,15 @@ class DivergedError(ArithmeticError):
         super().__init__(f"diverged: {name} is {loss} in epoch {epoch}")
 
 
-@dataclass(frozen=True)
-class Worker:
-    """This process's place among those that train together."""
-
-    rank: int = 0
-    world_size: int = 1
-    device: torch.device = torch.device("cpu")
-
-    def share_of(self, batch: Tensor) -> Tensor:
-        """batch: (B, ...) -> this rank's part of it; the parts' sizes differ by one at most."""
-        start, end = (len(batch) * rank // self.world_size for rank in (self.rank, self.rank + 1))
-        return batch[start:end]
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Tensors on the worker's device. images: (N, 1, 28, 28) uint8; labels: (N,) int64."""
-
-    images: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @classmethod
-    def of(cls, data: LabelledImages, device: torch.device) -> "Examples":
-        with warnings.catch_warnings():
-            # Arrays from Ray's object store are read-only; nothing here writes to them.
-            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-            images, labels = torch.from_numpy(data.images), torch.from_numpy(data.labels)
-        return cls(images.to(device), labels.to(device))
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    train: Examples
-    validation: Examples | None  # None where the final model also learns from the validation split
-    statistics: PixelStatistics
-
-
 @dataclass
 class TrainState:
-    """All that a training is between two epochs; randomness follows from (seed, epoch, rank) and needs no state."""
+    """The whole state of a training between two epochs; randomness follows from (seed, epoch, rank) and is no state."""
 
     model: MnistCNN
-    optimizer: Adam
+    optimizer: Optimizer
     completed_epochs: int = 0
-    history: list[dict[str, Any]] = field(default_factory=list)
+    history: list[EpochMetrics] = field(default_factory=list)
+    steps: StepMode = "eager"  # the way that steps are taken, once `fit` has begun; not part of a checkpoint
 
     @classmethod
     def initial(
@@ -92,14 +51,21 @@ class TrainState:
         statistics: PixelStatistics,
         worker: Worker = Worker(),
         dtype: torch.dtype = torch.float32,
+        kernels: Kernels | None = None,
     ) -> "TrainState":
-        """The state before the first epoch; the same on every rank and for any number of ranks."""
+        """Make the state before the first epoch; the same on every rank and for any number of ranks.
+
+        kernels: instead of those that follow from config and device.
+        """
+        kernels = kernels or kernels_for(config.kernels, worker.device)
         with _seeded(config.seed, "initial weights"):
-            model = MnistCNN(config.dropout, statistics.mean, statistics.std, config.precision)
+            model = MnistCNN(config.dropout, statistics.mean, statistics.std, config.precision, kernels)
+        if worker.world_size > 1 and worker.device.type != "cpu":
+            nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place
         model.to(worker.device, dtype)
-        # Channels last in memory: a step takes about 0.7 times as long on the CPU.
-        model.to(memory_format=torch.channels_last)
-        return cls(model, Adam(model.parameters(), config.learning_rate))
+        if kernels.channels_last:
+            model.to(memory_format=torch.channels_last)
+        return cls(model, optimizer_for(model.parameters(), config.learning_rate, kernels))
 
 
 def fit(
@@ -110,8 +76,14 @@ def fit(
     Where the world is larger than one, a process group is up and every rank runs this with the same arguments.
     Raises DivergedError (on every rank alike).
     """
-    network = _over_global_batch(state.model, worker)
-    steps = Steps(network, state.optimizer, data.train, worker, capture_for(worker.device, worker.world_size))
+    assert num_ranks() == worker.world_size
+    if state.completed_epochs >= config.num_epochs:
+        return
+    steps = Steps(state.model, state.optimizer, data.train, worker)
+    capture = capture_for(worker.device, worker.world_size)
+    if capture is not None:
+        steps.captured = captured_and_compared(steps, len(data.train), config.batch_size, worker.device, capture)
+    state.steps = "captured" if steps.captured else "eager"
     while state.completed_epochs < config.num_epochs:
         started = time.perf_counter()
         epoch = state.completed_epochs + 1
@@ -121,60 +93,50 @@ def fit(
         if data.validation is not None:
             validation = evaluate(state.model, data.validation, worker)
             _check_finite(epoch, "val_loss", validation.loss)
-        report = EpochMetrics(epoch, time.perf_counter() - started, train, validation)
+        metrics = EpochMetrics(epoch, time.perf_counter() - started, train, validation)
         state.completed_epochs = epoch
-        state.history.append(report.columns())
-        yield report
+        state.history.append(metrics)
+        yield metrics
 
 
 class Steps:
-    """Takes the steps of one training.
+    """The steps of one training.
 
-    On a GPU of its own a step is captured once for each size of batch and replayed: a network of this size would
-    otherwise wait for Python to launch its hundred small kernels.
+    On a GPU of its own a training replays steps that were captured once for each size of batch: a network of this size
+    would otherwise wait for Python to launch its hundred small kernels.
     """
 
-    def __init__(
-        self,
-        network: nn.Module,
-        optimizer: Adam,
-        examples: Examples,
-        worker: Worker,
-        capture: Capture | None = None,
-    ) -> None:
-        """capture: how a step is captured; without it each is computed as it comes."""
+    def __init__(self, network: nn.Module, optimizer: Optimizer, examples: Examples, worker: Worker) -> None:
         self._network = network
         self._optimizer = optimizer
         self._examples = examples
         self._worker = worker
-        self._capture = capture
-        self._captured: dict[int, tuple[Tensor, Callable[[], None]]] = {}
         self.sums = ScoreSums(worker.device)  # over the examples since the epoch began
+        self.captured: Mapping[int, CapturedStep] = {}  # by size of batch; other sizes are computed eagerly
 
     def begin_epoch(self) -> None:
+        """Switch to training and start the epoch's sums."""
         self._network.train()
         self.sums.reset()
 
     def take(self, share: Tensor, global_batch_size: int) -> None:
-        """One optimizer step. share: (B,) int64, the indices of this rank's share of a global batch."""
-        pulse.mark()
+        """Take one optimizer step. share: (B,) int64, the indices of this rank's share of a global batch."""
+        self.advance()
+        captured = self.captured.get(global_batch_size)
+        if captured is None:
+            self.compute(share, global_batch_size)
+        else:
+            captured(share)
+
+    def advance(self) -> None:
+        """Go on to the next step's number."""
+        progress_counter.advance()
         self._optimizer.advance()
-        if self._capture is None:
-            self._compute(share, global_batch_size)
-            return
-        if global_batch_size not in self._captured:
-            self._captured[global_batch_size] = self._captured_step(self._capture, share)
-        indices, replay = self._captured[global_batch_size]
-        indices.copy_(share)
-        replay()
 
-    def _captured_step(self, capture: Capture, share: Tensor) -> tuple[Tensor, Callable[[], None]]:
-        indices = share.clone()
-        changed = [*self._network.buffers(), *self._optimizer.tensors(), *self.sums.tensors()]
-        return indices, capture(lambda: self._compute(indices, len(indices)), changed)
+    def compute(self, share: Tensor, global_batch_size: int) -> None:
+        """Compute the step that `advance` went on to; on GPUs only operations on the device.
 
-    def _compute(self, share: Tensor, global_batch_size: int) -> None:
-        """The loss is a sum divided by the global count, and gradients are added up over ranks, so uneven shares weigh
+        The loss is a sum divided by the global count, and gradients are added up over ranks, so uneven shares weigh
         each example alike.
         """
         images, labels = self._examples.images[share], self._examples.labels[share]
@@ -182,13 +144,38 @@ class Steps:
         logits = self._network(images)
         loss = summed_loss(logits, labels)
         (loss / global_batch_size).backward()
-        summed_over_ranks(self._optimizer.gradient)
+        self._optimizer.sum_gradients()
         self._optimizer.apply()
         self.sums.add(loss, logits, labels)
 
+    # --- for the comparison of captured steps with eager ones
+
+    @contextmanager
+    def undone(self) -> Iterator[None]:
+        """Undo on leaving the block whatever was done in it to the model, the optimizer and the random state."""
+        model, optimizer = _copied(self._network.state_dict()), _copied(self._optimizer.state_dict())
+        with torch.random.fork_rng(_devices_with_random_state()):
+            self.begin_epoch()
+            try:
+                yield
+            finally:
+                self._network.load_state_dict(model)
+                self._optimizer.load_state_dict(optimizer)
+
+    def summed_loss(self) -> Tensor:
+        """Return a copy of the loss summed since the epoch began: ()."""
+        return self.sums.loss()
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return copies of the network's tensors that do not follow rounding: each buffer, and parameters: (P,)."""
+        named = [(name, each) for name, each in self._network.named_parameters() if name not in FOLLOW_ROUNDING]
+        parameters = torch.cat([each.detach().flatten() for _, each in named])
+        buffers = {name: each for name, each in self._network.named_buffers() if name not in FOLLOW_ROUNDING}
+        return {"parameters": parameters, **_copied(buffers)}
+
 
 def train_one_epoch(steps: Steps, num_examples: int, config: TrainingConfig, epoch: int, worker: Worker) -> Score:
-    """One pass over the examples in an order that depends on (seed, epoch) alone."""
+    """Pass once over the examples, in an order that depends on (seed, epoch) alone."""
     steps.begin_epoch()
     with _seeded(config.seed, "order", epoch):
         order = torch.randperm(num_examples).to(worker.device)
@@ -198,47 +185,26 @@ def train_one_epoch(steps: Steps, num_examples: int, config: TrainingConfig, epo
     return steps.sums.merged()
 
 
-def evaluate(model: nn.Module, examples: Examples, worker: Worker = Worker()) -> Score:
-    """The score over all ranks, each example counted once: rank r takes r, r + world_size, and so on."""
-    pulse.mark()
-    sums = ScoreSums(worker.device)
-    images, labels = (part[worker.rank :: worker.world_size] for part in (examples.images, examples.labels))
-    for start in range(0, len(labels), EVALUATION_BATCH_SIZE):
-        batch = slice(start, start + EVALUATION_BATCH_SIZE)
-        logits = predict(model, images[batch])
-        sums.add(summed_loss(logits, labels[batch]), logits, labels[batch])
-    return sums.merged()
-
-
-@torch.no_grad()
-def predict(model: nn.Module, images: Tensor) -> Tensor:
-    """images: (B, 1, 28, 28) uint8 -> logits: (B, 10), with dropout off."""
-    model.eval()
-    logits: Tensor = model(images)
-    return logits
-
-
-def _over_global_batch(model: MnistCNN, worker: Worker) -> nn.Module:
-    """Batch normalisation of all ranks together; on the CPU the model sees to it itself."""
-    if worker.world_size == 1:
-        return model
-    assert dist.is_initialized() and dist.get_world_size() == worker.world_size
-    if worker.device.type == "cpu":
-        return model
-    network: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    return network
-
-
 def _check_finite(epoch: int, name: str, loss: float) -> None:
     if not math.isfinite(loss):
         raise DivergedError(epoch, name, loss)
+
+
+def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
 @contextmanager
 def _seeded(*key: object) -> Iterator[None]:
     """Draw from torch's generators as `key` says, and leave them afterwards as they were."""
     digest = hashlib.sha256(repr(key).encode()).digest()
-    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices):
+    with torch.random.fork_rng(_devices_with_random_state()):
         torch.manual_seed(int.from_bytes(digest[:8], "little", signed=True))
         yield
+
+
+def _devices_with_random_state() -> list[int]:
+    return [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+
+
+# until everything imports these from where they are

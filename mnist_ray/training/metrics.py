@@ -5,11 +5,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from mnist_ray.metrics import Score
-from mnist_ray.training.kernels.collectives import summed_over_ranks
+from mnist_ray.training.distributed import summed_over_ranks
 
 
 class ScoreSums:
-    """Adds loss, correct answers and examples on the device; nothing comes to Python before `merged`."""
+    """The sums of loss, correct answers and examples, on the device; nothing comes to Python before `merged`."""
 
     def __init__(self, device: torch.device) -> None:
         # float64 counts exactly up to 2**53 and keeps the sum of many small losses
@@ -22,18 +22,19 @@ class ScoreSums:
         self._sums[2] += labels.shape[0]
 
     def reset(self) -> None:
-        """Begin again with nothing."""
+        """Set the sums to zero."""
         self._sums.zero_()
 
-    def tensors(self) -> list[Tensor]:
-        return [self._sums]
+    def loss(self) -> Tensor:
+        """Return a copy of this rank's summed loss: (), float64."""
+        return self._sums[0].clone()
 
     def merged(self) -> Score:
-        """The score over all ranks; every rank must call it, and every rank gets the same."""
+        """Divide the sums over all ranks once; every rank must call this method, and every rank gets the same score."""
         loss, num_correct, num_examples = summed_over_ranks(self._sums).tolist()
         return Score(loss / num_examples, int(num_correct), int(num_examples))
 
 
 def summed_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """logits: (B, 10), labels: (B,) int64 -> (): cross-entropy summed, not averaged; 0 for an empty batch."""
+    """Sum the cross-entropy in nats of logits (B, 10) and labels (B,) int64 over the batch: (), 0 where B is 0."""
     return functional.cross_entropy(logits, labels, reduction="sum")

@@ -1,4 +1,4 @@
-"""What a process that trains sets for itself, and how processes of one machine become a group."""
+"""Settings of a process that trains, and groups of processes on one machine."""
 
 import contextlib
 import ctypes
@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from mnist_ray.training.kernels.collectives import connected_ranks
+from mnist_ray.training.kernels.selection import AUTO, Kernels
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 MOST_KEPT_BYTES = 1 << 30
@@ -17,7 +18,7 @@ LOOPBACK = "127.0.0.1"
 
 
 def prepare_to_train(num_threads: int) -> None:
-    """Compute on so many threads, and keep memory that was freed for the next step.
+    """Compute on `num_threads` threads, and keep memory that was freed for the next step.
 
     glibc returns blocks of the size of a layer's output to the system as soon as they are free, and every step has
     them cleared and mapped anew. Where there is no glibc nothing is set but the threads.
@@ -30,10 +31,12 @@ def prepare_to_train(num_threads: int) -> None:
 
 
 @contextlib.contextmanager
-def group_on_this_machine(rank: int, world_size: int, meeting_point: Path, timeout_s: float) -> Iterator[None]:
-    """In each of `world_size` processes: a group on CPUs, connected as the ranks of a retraining are.
+def group_on_this_machine(
+    rank: int, world_size: int, meeting_point: Path, timeout_s: float, kernels: Kernels = AUTO
+) -> Iterator[None]:
+    """In each of `world_size` processes: form a group on CPUs, connected as the ranks of a retraining are.
 
-    One alone needs no group. meeting_point: a file that is not there yet.
+    A single process needs no group. meeting_point: the path of a file that does not exist yet.
     """
     if world_size == 1:
         yield
@@ -41,7 +44,7 @@ def group_on_this_machine(rank: int, world_size: int, meeting_point: Path, timeo
     timeout = timedelta(seconds=timeout_s)
     dist.init_process_group("gloo", f"file://{meeting_point}", timeout, world_size, rank)
     try:
-        with connected_ranks(LOOPBACK):
+        with connected_ranks(LOOPBACK) if kernels.collectives else contextlib.nullcontext():
             yield
     finally:
         dist.destroy_process_group()

@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from mnist_ray.record.rundir import RunDir
 from mnist_ray.report.write import write_report
-from tests.report.made_up import made_up_spec, make_up
+from tests.report.made_up import Until, made_up_spec, make_up
 
 HOSTILE_REASON = (
     "<img src=x onerror=\"document.title='harmed'\"><script>document.title='harmed'</script> {{ 7*7 }} =1+1"
@@ -55,7 +55,7 @@ def opened(chromium: Browser, report: Path, **options: Any) -> Iterator[Opened]:
 
 @pytest.fixture
 def report(chromium: Browser, run: RunDir) -> Iterator[Opened]:
-    yield from opened(chromium, run.report, color_scheme="light", viewport={"width": 1280, "height": 900})
+    yield from opened(chromium, run.paths.report, color_scheme="light", viewport={"width": 1280, "height": 900})
 
 
 def draw_all(page: Page) -> None:
@@ -65,7 +65,7 @@ def draw_all(page: Page) -> None:
         expect(figure).to_have_attribute("data-drawn", "yes", timeout=20_000)
 
 
-def test_it_opens_from_disk_without_a_request_or_an_error_and_draws_every_figure(report: Opened, run: RunDir) -> None:
+def test_page_opens_without_a_request(report: Opened, run: RunDir) -> None:
     draw_all(report.page)
     figures = report.page.locator("[data-figure]")
     assert figures.count() >= 13
@@ -73,22 +73,22 @@ def test_it_opens_from_disk_without_a_request_or_an_error_and_draws_every_figure
         assert figures.nth(number).locator("svg.main-svg").count() >= 1
     inside = report.page.locator("[data-figure=history] .scatterlayer .trace").count()
     assert inside >= 1
-    assert [url for url in report.requests if not url.startswith(("data:", "blob:"))] == [run.report.as_uri()]
+    assert [url for url in report.requests if not url.startswith(("data:", "blob:"))] == [run.paths.report.as_uri()]
     assert report.complaints == []
 
 
-def test_the_policy_forbids_what_it_is_meant_to(report: Opened) -> None:
+def test_policy_forbids_eval_and_requests(report: Opened) -> None:
     later = (
         "() => new Promise((done) => setTimeout(() => { try { done(eval('1')) } catch (error) { done(error.name) } }))"
     )
-    said = report.page.evaluate(later)  # at once, the debugger's own leave would count
-    assert said == "EvalError"
+    refusal = report.page.evaluate(later)  # at once, the debugger's own leave would count
+    assert refusal == "EvalError"
     reached = report.page.evaluate("fetch('http://127.0.0.1:9/').then(() => 'reached', () => 'refused')")
     assert reached == "refused"
     assert any("Content Security Policy" in text for text in report.complaints)
 
 
-def test_a_figure_is_saved_as_an_image_which_the_policy_allows(report: Opened) -> None:
+def test_figure_is_saved_as_an_image(report: Opened) -> None:
     figure = report.page.locator("[data-figure=train_loss]")
     figure.scroll_into_view_if_needed()
     expect(figure).to_have_attribute("data-drawn", "yes", timeout=20_000)
@@ -104,9 +104,9 @@ def column(page: Page, index: int) -> list[str]:
     return [text.strip() for text in rows.locator(f":nth-child({index})").all_inner_texts()]
 
 
-def test_the_table_sorts_numbers_as_numbers_and_empty_cells_last(report: Opened) -> None:
+def test_table_sorts_by_number(report: Opened) -> None:
     heading = report.page.locator("#trainings thead th", has_text="val loss")
-    index = 9
+    index = report.page.locator("#trainings thead th").all_inner_texts().index("val loss") + 1
     heading.locator("button").click()
     expect(heading).to_have_attribute("aria-sort", "ascending")
     values = [float(text) for text in column(report.page, index) if text]
@@ -118,7 +118,7 @@ def test_the_table_sorts_numbers_as_numbers_and_empty_cells_last(report: Opened)
     assert column(report.page, index)[-1] == ""
 
 
-def test_the_table_filters_and_counts(report: Opened) -> None:
+def test_table_filters_and_counts(report: Opened) -> None:
     total = report.page.locator("#trainings tbody tr").count()
     report.page.fill("#filter", "failed")
     assert report.page.locator("#trainings tbody tr:visible").count() == 2
@@ -127,7 +127,7 @@ def test_the_table_filters_and_counts(report: Opened) -> None:
     assert report.page.locator("#trainings tbody tr:visible").count() == total
 
 
-def test_a_row_opens_its_curve_and_escape_closes_it(report: Opened) -> None:
+def test_row_opens_its_curve(report: Opened) -> None:
     report.page.locator("button.open", has_text="trial-0000").first.focus()
     report.page.keyboard.press("Enter")
     dialog = report.page.locator("#curve")
@@ -141,7 +141,7 @@ def test_a_row_opens_its_curve_and_escape_closes_it(report: Opened) -> None:
     expect(dialog.locator("#curve-text")).to_have_text("No epoch of this training is on record.")
 
 
-def test_a_hostile_reason_does_no_harm_and_is_shown(report: Opened) -> None:
+def test_hostile_texts_do_no_harm(report: Opened) -> None:
     assert report.page.title() == "made.up-run_1 · mnist_ray report"
     assert report.page.locator("#trainings td", has_text="onerror").count() == 2
     assert report.page.locator("img[src=x]").count() == 0
@@ -163,10 +163,8 @@ def luminance(colour: str) -> float:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_light_and_dark_are_readable_and_the_button_changes_both_page_and_figures(
-    chromium: Browser, run: RunDir, scheme: str
-) -> None:
-    for found in opened(chromium, run.report, color_scheme=scheme, viewport={"width": 1280, "height": 900}):
+def test_themes_are_readable(chromium: Browser, run: RunDir, scheme: str) -> None:
+    for found in opened(chromium, run.paths.report, color_scheme=scheme, viewport={"width": 1280, "height": 900}):
         colour, text_colour = colours_of(found.page)
         ground, ink = luminance(colour), luminance(text_colour)
         assert (ground > ink) == (scheme == "light")
@@ -184,14 +182,14 @@ def test_light_and_dark_are_readable_and_the_button_changes_both_page_and_figure
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_figure_takes_its_ground_and_its_text_from_the_page(chromium: Browser, run: RunDir, scheme: str) -> None:
+def test_figures_follow_the_theme(chromium: Browser, run: RunDir, scheme: str) -> None:
     """But for the confusion matrix, whose numbers stand on colours."""
     texts = """() => [...document.querySelectorAll('[data-figure]:not([data-figure=confusion])')].flatMap((figure) =>
         [...figure.querySelectorAll('text'), ...figure.querySelectorAll('rect.bg')].map((each) =>
             [figure.dataset.figure, each.tagName, getComputedStyle(each)]))
         .filter(([name, tag, style]) => style.fillOpacity !== '0' && !style.fill.endsWith(', 0)'))  // seen through
         .map(([name, tag, style]) => [name, tag, style.fill])"""
-    for found in opened(chromium, run.report, color_scheme=scheme, viewport={"width": 1280, "height": 900}):
+    for found in opened(chromium, run.paths.report, color_scheme=scheme, viewport={"width": 1280, "height": 900}):
         draw_all(found.page)
         script = "() => getComputedStyle(document.querySelector('figure')).backgroundColor"
         ground = luminance(found.page.evaluate(script))
@@ -202,14 +200,14 @@ def test_every_figure_takes_its_ground_and_its_text_from_the_page(chromium: Brow
             assert (contrast > 4.5) if tag == "text" else (contrast < 1.1), (name, tag, contrast)
 
 
-def test_a_narrow_screen_needs_no_sideways_scrolling(chromium: Browser, run: RunDir) -> None:
-    for found in opened(chromium, run.report, viewport={"width": 360, "height": 740}):
+def test_narrow_screen_does_not_scroll_sideways(chromium: Browser, run: RunDir) -> None:
+    for found in opened(chromium, run.paths.report, viewport={"width": 360, "height": 740}):
         draw_all(found.page)
         assert found.page.evaluate("document.documentElement.scrollWidth") <= 360
         assert found.complaints == []
 
 
-def test_it_can_be_read_without_eyes_or_mouse(report: Opened) -> None:
+def test_page_is_accessible(report: Opened) -> None:
     unnamed = report.page.evaluate(
         """() => [...document.querySelectorAll('img, [role=img], button, input, section, [role=region]')]
             .filter((each) => !(each.alt || each.getAttribute('aria-label') || each.textContent.trim() ||
@@ -226,7 +224,7 @@ def test_it_can_be_read_without_eyes_or_mouse(report: Opened) -> None:
     assert report.page.evaluate("document.activeElement.className") == "skip"
 
 
-def test_it_prints_with_its_figures_and_its_whole_table(report: Opened, tmp_path: Path) -> None:
+def test_page_prints_in_full(report: Opened, tmp_path: Path) -> None:
     draw_all(report.page)
     content = report.page.pdf(path=tmp_path / "report.pdf", print_background=True)
     assert content.count(b"/Type /Page\n") + content.count(b"/Type /Page/") + content.count(b"/Type/Page") > 3
@@ -234,11 +232,11 @@ def test_it_prints_with_its_figures_and_its_whole_table(report: Opened, tmp_path
     assert report.page.locator(".tallest").evaluate("each => each.scrollHeight - each.clientHeight") <= 1
 
 
-@pytest.mark.parametrize("until", ["searched", "chosen"])
-def test_an_unfinished_run_opens_too(chromium: Browser, tmp_path: Path, until: str) -> None:
+@pytest.mark.parametrize("until", ["searched", "selected"])
+def test_unfinished_run_opens(chromium: Browser, tmp_path: Path, until: Until) -> None:
     made = make_up(made_up_spec(tmp_path), until=until)
     write_report(made)
-    for found in opened(chromium, made.report):
+    for found in opened(chromium, made.paths.report):
         draw_all(found.page)
         expect(found.page.locator(".missing")).to_be_visible()
         assert found.complaints == []

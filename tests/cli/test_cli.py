@@ -9,7 +9,7 @@ import pytest
 
 from tests.report.made_up import made_up_spec, make_up
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 QUICKSTART = "jobs/quickstart.yaml"
 
 
@@ -17,7 +17,7 @@ def mnist_ray(*arguments: str | Path, **environment: str) -> "subprocess.Complet
     return subprocess.run(
         [sys.executable, "-m", "mnist_ray.cli", *map(str, arguments)],
         cwd=REPOSITORY,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "RAY_ADDRESS": "", **environment},
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "RAY_ADDRESS": "", "CUDA_VISIBLE_DEVICES": "", **environment},
         capture_output=True,
         text=True,
         timeout=120,
@@ -25,10 +25,10 @@ def mnist_ray(*arguments: str | Path, **environment: str) -> "subprocess.Complet
     )
 
 
-def test_help_needs_none_of_the_heavy_imports() -> None:
+def test_help_is_light() -> None:
     program = (
-        "import sys, mnist_ray.cli.main\n"
-        "try: mnist_ray.cli.main.main(['run', '--help'])\n"
+        "import sys\nfrom mnist_ray.cli.main import main\n"
+        "try: main(['run', '--help'])\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'ray', 'pandas', 'optuna', 'numpy', 'pydantic', 'rich', 'yaml'} & set(sys.modules)\n"
         "sys.exit(str(heavy) if heavy else 0)"
@@ -37,10 +37,10 @@ def test_help_needs_none_of_the_heavy_imports() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_typing_mistake_is_answered_without_the_heaviest_imports() -> None:
+def test_typing_mistakes_are_light() -> None:
     program = (
-        "import sys, mnist_ray.cli.main\n"
-        "code = mnist_ray.cli.main.main(['run', 'jobs/absent.yaml'])\n"
+        "import sys\nfrom mnist_ray.cli.main import main\n"
+        "code = main(['run', 'jobs/absent.yaml'])\n"
         "heavy = {'torch', 'ray', 'plotly', 'sklearn', 'statsmodels'} & set(sys.modules)\n"
         "sys.exit(str(heavy) if heavy else code)"
     )
@@ -73,20 +73,23 @@ def test_importing_the_package_does_nothing() -> None:
         (["run", QUICKSTART, "--name", "../../escaped"], ["name", "../../escaped", "letters"]),
         (["run", QUICKSTART, "--set", "nonsense"], ["--set 'nonsense'", "search.num_trials=50"]),
         (["run", QUICKSTART, "--address", "127.0.0.1:1"], ["--address 127.0.0.1:1", "no Ray cluster answers"]),
+        (["run", QUICKSTART, "--local", "--address", "127.0.0.1:1"], ["--local --address 127.0.0.1:1", "leave one"]),
+        (["submit", QUICKSTART, "--local"], ["--local", "mnist-ray run --local"]),
+        (["run", QUICKSTART, "--local", "--set", "retrain.gpus_per_worker=1"], ["retrain.gpus_per_worker 1", "no GPU"]),
         (["evaluate", "nothing"], ["nothing", "there is no run"]),
         (["predict", "README.md", "--run", "nothing"], ["there is no run"]),
     ],
 )
-def test_a_mistake_gets_one_message_and_exit_code_2(arguments: list[str], said: list[str], tmp_path: Path) -> None:
+def test_mistake_gets_one_message(arguments: list[str], said: list[str], tmp_path: Path) -> None:
     done = mnist_ray(*arguments, "--storage", tmp_path / "results")
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     for part in said:
         assert any(alternative in done.stderr for alternative in part.split("|")), done.stderr
-    assert not list(tmp_path.rglob("asked.json"))
+    assert not [path for path in tmp_path.rglob("record/*.json") if "session_started" in path.read_text()]
 
 
-def test_missing_data_without_a_network_says_what_to_do(tmp_path: Path) -> None:
+def test_missing_data_are_explained(tmp_path: Path) -> None:
     unreachable = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
     done = mnist_ray(
         "run", "jobs/mnist.yaml", "--storage", tmp_path / "results", "--data-dir", tmp_path / "data", **unreachable
@@ -97,7 +100,7 @@ def test_missing_data_without_a_network_says_what_to_do(tmp_path: Path) -> None:
         assert part in done.stderr
 
 
-def test_a_wrong_file_is_data_and_never_a_number(tmp_path: Path) -> None:
+def test_wrong_data_file_is_refused(tmp_path: Path) -> None:
     raw = tmp_path / "data" / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
@@ -108,7 +111,7 @@ def test_a_wrong_file_is_data_and_never_a_number(tmp_path: Path) -> None:
     assert str(raw) in done.stderr
 
 
-def test_an_unwritable_storage_is_named(tmp_path: Path) -> None:
+def test_unwritable_storage_is_named(tmp_path: Path) -> None:
     (tmp_path / "results").write_text("a file where a folder should be")
     done = mnist_ray("run", QUICKSTART, "--storage", tmp_path / "results")
     assert done.returncode == 6, done.stderr
@@ -116,7 +119,7 @@ def test_an_unwritable_storage_is_named(tmp_path: Path) -> None:
     assert str(tmp_path / "results") in done.stderr
 
 
-def test_doctor_looks_at_everything(tmp_path: Path) -> None:
+def test_doctor_examines_everything(tmp_path: Path) -> None:
     done = mnist_ray("doctor", "--storage", tmp_path, "--data-dir", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     for what in ("torch", "ray", "devices", "data mnist", "data digits", "storage"):
@@ -126,7 +129,7 @@ def test_doctor_looks_at_everything(tmp_path: Path) -> None:
     assert "BAD cluster" in broken.stdout
 
 
-def test_a_python_without_the_requirements_is_named(tmp_path: Path) -> None:
+def test_python_without_requirements_is_named(tmp_path: Path) -> None:
     """As on a node whose `python` is not the environment that has them."""
     (tmp_path / "pandas.py").write_text("raise ModuleNotFoundError(\"No module named 'pandas'\", name='pandas')")
     done = mnist_ray("run", QUICKSTART, PYTHONPATH=f"{tmp_path}:{REPOSITORY}")
@@ -135,7 +138,7 @@ def test_a_python_without_the_requirements_is_named(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_results_of_an_empty_storage(tmp_path: Path) -> None:
+def test_empty_storage_has_no_results(tmp_path: Path) -> None:
     done = mnist_ray("results", "--storage", tmp_path)
     assert done.returncode == 0
     assert "no runs in" in done.stdout
@@ -145,21 +148,21 @@ def test_results_of_an_empty_storage(tmp_path: Path) -> None:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     storage = tmp_path_factory.mktemp("runs")
     for name, accuracy in (("good", 0.985), ("poor", 0.95)):
-        make_up(made_up_spec(storage, name=name), tuned_accuracy=accuracy)
+        make_up(made_up_spec(storage, name=name), selected_accuracy=accuracy)
     return storage
 
 
-def test_report_says_the_verdict_last_but_for_where_everything_lies(runs: Path) -> None:
+def test_report_ends_with_the_verdict(runs: Path) -> None:
     done = mnist_ray("report", "good", "--storage", runs)
     assert done.returncode == 0, done.stderr
     *_, verdict, report, place = done.stdout.splitlines()
-    assert verdict.startswith("verdict: The tuned configuration is better than the recipe")
+    assert verdict.startswith("verdict: The selected configuration is better than the baseline")
     assert report == f"report: {runs / 'good' / 'report.html'}"
     assert place == f"everything lies in {runs / 'good'}"
     assert (runs / "good" / "results.csv").is_file()
 
 
-def test_compare_exits_with_a_code_of_its_own_where_one_is_worse_and_that_is_asked(runs: Path) -> None:
+def test_compare_can_fail_if_worse(runs: Path) -> None:
     assert mnist_ray("compare", "good", "poor", "--storage", runs).returncode == 0
     done = mnist_ray("compare", "good", "poor", "--fail-if-worse", "--storage", runs)
     assert done.returncode == 8, done.stderr
@@ -177,7 +180,7 @@ def test_compare_exits_with_a_code_of_its_own_where_one_is_worse_and_that_is_ask
         (["replay", "good", "--trial", "0"], ["data", "not those of"]),
     ],
 )
-def test_mistakes_with_runs_get_one_clear_message(runs: Path, arguments: list[str], said: list[str]) -> None:
+def test_mistakes_with_runs_get_one_message(runs: Path, arguments: list[str], said: list[str]) -> None:
     done = mnist_ray(*arguments, "--storage", runs)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr

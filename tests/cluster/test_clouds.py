@@ -1,6 +1,6 @@
-"""Ray's launcher files for clouds: against Ray's schema, through Ray's own updater, and what they promise about money.
+"""Ray's launcher files for clouds: against Ray's schema, through Ray's own updater, and their promises about costs.
 
-No cloud is asked. The updater runs for real, against programs in a folder that stand for ssh, docker and ray.
+No request goes to a cloud. The updater runs for real, against programs in a folder that stand for ssh, docker and ray.
 """
 
 import copy
@@ -36,7 +36,7 @@ from tests.ray_head import REPOSITORY, Head
 
 CLOUDS = REPOSITORY / "cluster" / "clouds"
 NAMES = ("aws", "gcp")
-WATCH = (sys.executable, str(CLOUDS / "stop_when_idle.py"))
+STOP_WHEN_IDLE = (sys.executable, str(CLOUDS / "stop_when_idle.py"))
 SCHEMA = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
 
 
@@ -50,19 +50,19 @@ def text(name: str) -> str:
 
 
 def closed(schema: dict[str, Any]) -> dict[str, Any]:
-    """Ray lets any key into `provider`; here only those that some provider reads."""
+    """Return a schema whose `provider` takes only keys that a provider reads; Ray's takes any."""
     schema = copy.deepcopy(schema)
     schema["properties"]["provider"]["additionalProperties"] = False
     return schema
 
 
-def faults(launcher: dict[str, Any]) -> list[str]:
+def errors_in(launcher: dict[str, Any]) -> list[str]:
     return [error.message for error in jsonschema.Draft7Validator(closed(SCHEMA)).iter_errors(launcher)]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_is_a_launcher_file_by_rays_schema_and_by_rays_own_check_with_defaults_filled_in(name: str) -> None:
-    assert faults(read(name)) == []
+def test_launcher_file_is_valid(name: str) -> None:
+    assert errors_in(read(name)) == []
     prepared = prepare_config(read(name))
     validate_config(prepared)
     # Whatever is left out comes from Ray's defaults, which install Ray from a download and open the dashboard to all.
@@ -71,17 +71,17 @@ def test_it_is_a_launcher_file_by_rays_schema_and_by_rays_own_check_with_default
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("where", ["", "provider", "docker", "auth", "available_node_types.cpu"])
-def test_a_misspelt_key_is_noticed(name: str, where: str) -> None:
+def test_misspelt_key_is_an_error(name: str, where: str) -> None:
     launcher = read(name)
     part = launcher
     for key in filter(None, where.split(".")):
         part = part[key]
     part["idle_timeout_minute"] = 1
-    assert any("idle_timeout_minute" in fault for fault in faults(launcher))
+    assert any("idle_timeout_minute" in error for error in errors_in(launcher))
 
 
-def test_machines_are_asked_for_in_words_that_ec2_knows() -> None:
-    """By the definition of RunInstances that the AWS library ships: names, types and choices."""
+def test_node_config_is_valid_for_ec2() -> None:
+    """The AWS library's definition of RunInstances has names, types and choices."""
     session = pytest.importorskip("botocore.session").get_session()
     operation = session.get_service_model("ec2").operation_model("RunInstances")
     validator = pytest.importorskip("botocore.validate").ParamValidator()
@@ -100,7 +100,7 @@ def test_machines_are_asked_for_in_words_that_ec2_knows() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_head_is_on_demand_and_without_work_and_all_workers_are_spot(name: str) -> None:
+def test_only_workers_are_spot(name: str) -> None:
     launcher = read(name)
     types = launcher["available_node_types"]
     assert launcher["head_node_type"] == "head"
@@ -112,7 +112,7 @@ def test_the_head_is_on_demand_and_without_work_and_all_workers_are_spot(name: s
     }
     assert spot == {"head": False, "cpu": True, "gpu": True}
     for kind, node in types.items():
-        if name == "gcp" and spot[kind]:  # what Compute Engine wants of spot machines, and no disks left behind
+        if name == "gcp" and spot[kind]:  # Compute Engine requires this of spot machines; no disks are left
             assert node["node_config"]["scheduling"] == {
                 "provisioningModel": "SPOT",
                 "instanceTerminationAction": "DELETE",
@@ -123,7 +123,7 @@ def test_the_head_is_on_demand_and_without_work_and_all_workers_are_spot(name: s
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_not_used_goes_by_itself(name: str) -> None:
+def test_unused_machines_end(name: str) -> None:
     launcher = read(name)
     assert launcher["available_node_types"]["gpu"]["max_workers"] == 0, "the user raises it"
     assert 0 < launcher["idle_timeout_minutes"] <= 30
@@ -132,7 +132,7 @@ def test_what_is_not_used_goes_by_itself(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_the_cluster_has_at_the_start_is_enough_for_the_documented_job(name: str) -> None:
+def test_first_nodes_suffice_for_the_job(name: str) -> None:
     launcher = read(name)
     (line,) = re.findall(r"mnist-ray (submit .*)$", text(name).replace("\\\n#", ""), re.MULTILINE)
     parsed = _parser().parse_args(shlex.split(line))
@@ -151,7 +151,7 @@ def test_what_the_cluster_has_at_the_start_is_enough_for_the_documented_job(name
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_commands_in_the_opening_comment_exist_and_take_their_options(name: str) -> None:
+def test_documented_commands_exist(name: str) -> None:
     comment = text(name).partition("cluster_name:")[0].replace("\\\n#", "")
     commands = [
         shlex.split(line)
@@ -172,7 +172,7 @@ def test_commands_in_the_opening_comment_exist_and_take_their_options(name: str)
         assert all((REPOSITORY / path).is_file() for path in paths)
 
 
-def test_both_clouds_start_ray_in_the_same_way() -> None:
+def test_both_clouds_start_ray_alike() -> None:
     aws, gcp = read("aws"), read("gcp")
     same = [key for key in aws if key not in ("provider", "available_node_types")]
     assert {key: aws[key] for key in same} == {key: gcp[key] for key in same}
@@ -180,21 +180,19 @@ def test_both_clouds_start_ray_in_the_same_way() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_runs_this_release_and_holds_no_secret(name: str) -> None:
+def test_current_image_and_no_secret(name: str) -> None:
     launcher = read(name)
     assert launcher["docker"]["image"] == f"mnist-ray:{mnist_ray.__version__}"
     assert not re.search(r"password|secret|ssh_private_key|aws_credentials|gcp_credentials|AKIA", text(name))
     fill_in = [line for line in text(name).splitlines() if "fill-in" in line and "fill in" not in line]
-    assert all("ImageId" in line for line in fill_in), (
-        "what has to be filled in says so on its line, or on the line above"
-    )
+    assert all("ImageId" in line for line in fill_in), "a value to fill in is marked on its line, or on the line above"
     if name == "aws":
         for node in launcher["available_node_types"].values():
             assert node["node_config"]["IamInstanceProfile"]["Name"] in ("mnist-ray-head", "mnist-ray-worker")
             assert node["node_config"]["MetadataOptions"] == {"HttpTokens": "required"}
 
 
-# --- what the updater does on a machine -------------------------------------------------------------------------------
+# --- the updater -----------------------------------------------------------------------------------------------------
 
 # Each stands for a program on a machine of the cluster; `exec` in the container is a shell with another home.
 PROGRAMS = {
@@ -238,6 +236,8 @@ PROGRAMS = {
 
 @dataclass(frozen=True)
 class Machine:
+    """A folder that stands for a machine, with the homes of its host and its container."""
+
     folder: Path
     cluster_name: str
 
@@ -283,7 +283,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine
 
 
 class OneMachine(NodeProvider):
-    """A cloud with one machine, which is always there."""
+    """A cloud with one machine that always runs."""
 
     def __init__(self, cluster_name: str) -> None:
         super().__init__({"type": "external"}, cluster_name)
@@ -303,7 +303,7 @@ class OneMachine(NodeProvider):
 
 
 def update(machine: Machine, launcher: dict[str, Any], kind: str) -> None:
-    """What `ray up` does on the head, and the head's autoscaler on a worker, after the machine has been started."""
+    """Update a started machine, as `ray up` does with the head, and the head's autoscaler with a worker."""
     is_head = kind == "head"
     node_type = launcher["available_node_types"][kind]
     start = launcher["head_start_ray_commands" if is_head else "worker_start_ray_commands"]
@@ -325,7 +325,7 @@ def update(machine: Machine, launcher: dict[str, Any], kind: str) -> None:
     ).run()
 
 
-def test_the_head_starts_by_head_sh_with_the_token_and_the_watch(machine: Machine) -> None:
+def test_head_starts_with_token(machine: Machine) -> None:
     update(machine, prepare_config(read("aws")), "head")
     record = machine.record()
     (start,) = [line for line in record if line.startswith("ray start")]
@@ -336,15 +336,15 @@ def test_the_head_starts_by_head_sh_with_the_token_and_the_watch(machine: Machin
     token = machine.container_home / ".ray" / "auth_token"
     assert token.read_text() == "a-token-of-the-tests"
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
-    (watch,) = [shlex.split(line) for line in record if line.startswith("setsid ")]
-    script = watch[watch.index("python") + 1]
+    (idle_stop,) = [shlex.split(line) for line in record if line.startswith("setsid ")]
+    script = idle_stop[idle_stop.index("python") + 1]
     assert Path(script).read_text() == (CLOUDS / "stop_when_idle.py").read_text()
     # Docker is there, its group is not ours yet; the command is not run as root's in the container.
     (group,) = [line for line in record if line.startswith("sudo ")]
     assert group.startswith("sudo usermod --append --groups docker ")
 
 
-def test_a_worker_joins_by_join_sh_on_the_ports_of_the_scripts_and_sees_its_gpu(machine: Machine) -> None:
+def test_worker_joins_with_its_gpu(machine: Machine) -> None:
     update(machine, prepare_config(read("gcp")), "gpu")
     (start,) = [line for line in machine.record() if line.startswith("ray start")]
     (run,) = [line for line in machine.record() if line.startswith("docker run")]
@@ -354,17 +354,17 @@ def test_a_worker_joins_by_join_sh_on_the_ports_of_the_scripts_and_sees_its_gpu(
     assert " --gpus=all " in run and " --net=host " in run
 
 
-def test_without_a_token_nothing_starts(machine: Machine) -> None:
+def test_missing_token_starts_nothing(machine: Machine) -> None:
     (Path(os.environ["HOME"]) / ".ray" / "auth_token").unlink()
     with pytest.raises(AssertionError, match="auth_token"):
         update(machine, prepare_config(read("aws")), "head")
     assert not any("ray start" in line or line.startswith("docker run") for line in machine.record())
 
 
-# --- roles, the watch, packages ---------------------------------------------------------------------------------------
+# --- roles, the idle stop, packages -----------------------------------------------------------------------------------
 
 
-def test_the_roles_are_made_by_calls_that_iam_knows_with_policies_that_are_json(tmp_path: Path) -> None:
+def test_roles_are_valid_for_iam(tmp_path: Path) -> None:
     fake = tmp_path / "aws"
     fake.write_text(
         "#!/usr/bin/env bash\n"
@@ -398,46 +398,50 @@ def test_the_roles_are_made_by_calls_that_iam_knows_with_policies_that_are_json(
 
 
 @pytest.mark.parametrize("arguments", [[], ["s3://bucket"], ["bucket/folder"]])
-def test_the_roles_want_the_name_of_a_bucket(arguments: list[str]) -> None:
+def test_roles_need_a_bucket(arguments: list[str]) -> None:
     done = subprocess.run([CLOUDS / "aws-roles.sh", *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "name the bucket" in done.stderr
 
 
 @pytest.mark.slow  # a quarter of a minute, a head of its own
-def test_the_watch_leaves_a_cluster_alone_while_a_job_or_a_driver_runs_and_ends_it_afterwards(
-    head: Head, joined: str, tmp_path: Path
-) -> None:
+def test_idle_stop_waits_for_work(head: Head, joined: str, tmp_path: Path) -> None:
     stopped, job = tmp_path / "stopped", tmp_path / "job"
     JobSubmissionClient(head.dashboard).submit_job(entrypoint=f"sh -c 'until [ -e {job} ]; do sleep 0.2; done'")
     joins = "import ray, sys; ray.init(sys.argv[1], log_to_driver=False); print('in', flush=True); sys.stdin.read()"
-    watches = [*WATCH, f"--address={head.dashboard}", "--minutes=0.03", "--every-s=0.3", f"--instead=touch {stopped}"]
+    command = [
+        *STOP_WHEN_IDLE,
+        f"--address={head.dashboard}",
+        "--minutes=0.03",
+        "--every-s=0.3",
+        f"--instead=touch {stopped}",
+    ]
     with (
         subprocess.Popen(
             [sys.executable, "-c", joins, joined], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         ) as other_driver,
-        subprocess.Popen(watches, stdout=subprocess.PIPE) as watch,
+        subprocess.Popen(command, stdout=subprocess.PIPE) as idle_stop,
     ):
         assert other_driver.stdout and other_driver.stdin and other_driver.stdout.readline() == b"in\n"
         job.touch()
         with pytest.raises(subprocess.TimeoutExpired):
-            watch.wait(timeout=5)
+            idle_stop.wait(timeout=5)
         assert not stopped.exists()
         other_driver.stdin.close()
-        assert watch.wait(timeout=60) == 0
+        assert idle_stop.wait(timeout=60) == 0
     assert stopped.exists()
 
 
-def test_the_watch_ends_a_cluster_whose_job_server_does_not_answer(tmp_path: Path) -> None:
+def test_silent_job_server_counts_as_idle(tmp_path: Path) -> None:
     stopped = tmp_path / "stopped"
-    command = [*WATCH, "--address=http://127.0.0.1:9", "--every-s=0.1"]
+    command = [*STOP_WHEN_IDLE, "--address=http://127.0.0.1:9", "--every-s=0.1"]
     subprocess.run(
         [*command, "--minutes=0.005", f"--instead=touch {stopped}"], check=True, timeout=60, capture_output=True
     )
     assert stopped.exists()
 
 
-def test_the_head_goes_last(tmp_path: Path) -> None:
-    """By a provider of the test's own, which the launcher's file names in the way that Ray has for that."""
+def test_head_ends_last(tmp_path: Path) -> None:
+    """The launcher file names a provider of this test, in Ray's own way."""
     (tmp_path / "cloud.py").write_text(
         textwrap.dedent("""
         from pathlib import Path
@@ -456,12 +460,12 @@ def test_the_head_goes_last(tmp_path: Path) -> None:
     provider = {"type": "external", "module": "cloud.Cloud", "ended": str(tmp_path / "ended")}
     launcher = tmp_path / "launcher.json"
     launcher.write_text(json.dumps({"cluster_name": "c", "provider": provider}))
-    command = [*WATCH, "--minutes=0", f"--launcher-file={launcher}"]
+    command = [*STOP_WHEN_IDLE, "--minutes=0", f"--launcher-file={launcher}"]
     subprocess.run(command, env={**os.environ, "PYTHONPATH": str(tmp_path)}, check=True, timeout=60)
     assert (tmp_path / "ended").read_text().split() == ["c-worker-0", "c-worker-1", "c-head-0", "c-head-1"]
 
 
-def test_what_the_launcher_needs_beside_ray_is_pinned_to_the_versions_of_the_rest() -> None:
+def test_cloud_packages_have_the_same_pins() -> None:
     def pins(name: str) -> dict[str, str]:
         return dict(re.findall(r"^([\w-]+)==([^\s;]+)", (REPOSITORY / name).read_text(), re.MULTILINE))
 

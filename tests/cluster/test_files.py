@@ -1,4 +1,4 @@
-"""What the files of `cluster/` name is there: paths, options, versions."""
+"""The paths, options and versions that the files of `cluster/` name exist."""
 
 import re
 import shlex
@@ -18,14 +18,14 @@ SBATCH = (CLUSTER / "slurm" / "job.sbatch").read_text()
 
 
 @pytest.mark.parametrize("script", [*CLUSTER.rglob("*.sh"), *CLUSTER.rglob("*.sbatch")], ids=lambda path: path.name)
-def test_every_script_is_bash_that_stops_at_errors(script: Path) -> None:
+def test_scripts_stop_at_errors(script: Path) -> None:
     assert subprocess.run(["bash", "-n", script], capture_output=True, check=False).returncode == 0
     if script.name != "settings.sh":  # which is sourced
         assert "\nset -euo pipefail\n" in script.read_text()
         assert script.suffix == ".sbatch" or script.stat().st_mode & 0o111
 
 
-def test_the_image_copies_what_is_there_and_nothing_else() -> None:
+def test_image_copies_existing_files_only() -> None:
     copied = [line.split()[1:-1] for line in DOCKERFILE.splitlines() if line.startswith("COPY ")]
     names = {name for sources in copied for name in sources}
     assert all((REPOSITORY / name).exists() for name in names)
@@ -34,7 +34,7 @@ def test_the_image_copies_what_is_there_and_nothing_else() -> None:
     assert "*" in allowed
 
 
-def test_the_image_installs_by_hash_and_runs_as_nobody_special() -> None:
+def test_image_installs_by_hash_without_root() -> None:
     assert "--require-hashes" in DOCKERFILE
     instructions = [line.split()[0] for line in DOCKERFILE.splitlines() if re.match(r"[A-Z]+ ", line)]
     assert instructions.index("USER") > max(i for i, name in enumerate(instructions) if name in ("RUN", "COPY"))
@@ -42,7 +42,7 @@ def test_the_image_installs_by_hash_and_runs_as_nobody_special() -> None:
     assert "http" not in DOCKERFILE
 
 
-def test_versions_are_those_of_the_project() -> None:
+def test_image_has_the_project_versions() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     lowest = re.match(r">=([\d.]+)", project["requires-python"])
     assert lowest is not None
@@ -50,7 +50,7 @@ def test_versions_are_those_of_the_project() -> None:
     assert f"mnist-ray:{mnist_ray.__version__} ." in DOCKERFILE
 
 
-def test_slurm_calls_what_exists_with_options_that_it_takes() -> None:
+def test_slurm_options_exist() -> None:
     joined = SBATCH.replace("\\\n", " ")
     (line,) = [line for line in joined.splitlines() if line.startswith("srun ")]
     ray, _, command = line.removesuffix("&").partition(" -- ")
@@ -65,7 +65,7 @@ def test_slurm_calls_what_exists_with_options_that_it_takes() -> None:
     assert used and all(f"{option} " in known for option in used)
 
 
-def test_slurm_goes_on_after_a_preemption_and_is_told_before_the_time_is_over() -> None:
+def test_slurm_requeues_and_signals_the_end() -> None:
     directives = dict(re.findall(r"^#SBATCH --([a-z-]+)(?:=(\S+))?$", SBATCH, re.MULTILINE))
     assert "requeue" in directives and directives["open-mode"] == "append"
     assert re.fullmatch(r"B:TERM@\d+", directives["signal"])

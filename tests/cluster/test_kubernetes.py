@@ -1,4 +1,4 @@
-"""The manifests against KubeRay's definitions, and what they promise: a resume, no root, a head without work."""
+"""The manifests against KubeRay's definitions, and their promises: a resume, no root, a head without work."""
 
 import os
 import re
@@ -30,7 +30,7 @@ def read(path: Path) -> Any:
 
 
 def job_of(overlay: str) -> dict[str, Any]:
-    """The RayJob as an overlay makes it: of kustomize's means these overlays use images and JSON patches."""
+    """Return the RayJob that an overlay makes; of kustomize's features the overlays use images and JSON patches."""
     job: dict[str, Any] = read(KUBERNETES / "base" / "rayjob.yaml")
     for patch in read(KUBERNETES / "overlays" / overlay / "kustomization.yaml")["patches"]:
         if patch["target"]["kind"] == "RayJob":
@@ -60,7 +60,7 @@ def pods_of(job: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def closed(schema: Any) -> Any:
-    """The API server drops fields that it does not know without a word; here they are errors."""
+    """Return a schema that refuses unknown fields, which the API server drops silently."""
     if isinstance(schema, list):
         return [closed(each) for each in schema]
     if not isinstance(schema, dict):
@@ -75,7 +75,7 @@ def closed(schema: Any) -> Any:
     return inner
 
 
-def faults(manifest: dict[str, Any]) -> list[str]:
+def errors_in(manifest: dict[str, Any]) -> list[str]:
     if SCHEMAS is None:
         pytest.skip("MNIST_RAY_TEST_SCHEMAS names no folder with KubeRay's definitions")
     kind = manifest["kind"].lower()
@@ -87,32 +87,32 @@ def faults(manifest: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_the_job_is_one_by_kuberays_definition(overlay: str) -> None:
-    assert faults(job_of(overlay)) == []
+def test_job_fits_the_definition(overlay: str) -> None:
+    assert errors_in(job_of(overlay)) == []
 
 
-def test_the_cluster_is_one_by_kuberays_definition() -> None:
-    assert faults(read(KUBERNETES / "many-jobs" / "raycluster.yaml")) == []
+def test_cluster_fits_the_definition() -> None:
+    assert errors_in(read(KUBERNETES / "many-jobs" / "raycluster.yaml")) == []
 
 
 @pytest.mark.parametrize("mistake", ["spec.backofLimit", "spec.rayClusterSpec.headGroupSpec.rayStartParam"])
-def test_the_definition_notices_a_misspelt_field(mistake: str) -> None:
+def test_misspelt_field_is_an_error(mistake: str) -> None:
     job = job_of("cpu")
     *parents, last = mistake.split(".")
     part = job
     for name in parents:
         part = part[name]
     part[last] = 1
-    assert any(last in fault for fault in faults(job))
+    assert any(last in error for error in errors_in(job))
 
 
-def test_both_kinds_of_cluster_have_the_same_pods() -> None:
+def test_both_clusters_have_the_same_pods() -> None:
     job, cluster = read(KUBERNETES / "base" / "rayjob.yaml"), read(KUBERNETES / "many-jobs" / "raycluster.yaml")
     assert job["spec"]["rayClusterSpec"] == cluster["spec"]
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_the_entry_point_is_a_command_with_a_fixed_name_on_the_shared_volume(overlay: str) -> None:
+def test_entry_point_uses_the_shared_volume(overlay: str) -> None:
     job = job_of(overlay)
     program, *arguments = shlex.split(job["spec"]["entrypoint"])
     parsed = _parser().parse_args(arguments)
@@ -129,7 +129,7 @@ def test_the_entry_point_is_a_command_with_a_fixed_name_on_the_shared_volume(ove
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_what_the_cluster_has_at_the_start_is_enough_for_the_spec(overlay: str) -> None:
+def test_first_nodes_suffice_for_the_spec(overlay: str) -> None:
     job = job_of(overlay)
     spec = load_spec(REPOSITORY / _parser().parse_args(shlex.split(job["spec"]["entrypoint"])[1:]).spec)
     cpus, gpus = 0, 0
@@ -143,20 +143,20 @@ def test_what_the_cluster_has_at_the_start_is_enough_for_the_spec(overlay: str) 
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_the_job_asks_for_all_that_the_autoscaler_may_start(overlay: str) -> None:
+def test_autoscaling_matches_the_limits(overlay: str) -> None:
     job = job_of(overlay)
     limits = [
         (group["maxReplicas"], group["template"]["spec"]["containers"][0]["resources"]["limits"])
         for group in job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     ]
     parsed = _parser().parse_args(shlex.split(job["spec"]["entrypoint"])[1:])
-    asked = load_spec(REPOSITORY / parsed.spec, parsed.set).autoscaling
-    assert asked.cpus == sum(count * int(limit["cpu"]) for count, limit in limits)
-    assert asked.gpus == sum(count * int(limit.get("nvidia.com/gpu", 0)) for count, limit in limits)
+    autoscaling = load_spec(REPOSITORY / parsed.spec, parsed.set).autoscaling
+    assert autoscaling.cpus == sum(count * int(limit["cpu"]) for count, limit in limits)
+    assert autoscaling.gpus == sum(count * int(limit.get("nvidia.com/gpu", 0)) for count, limit in limits)
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_no_pod_is_root_or_without_limits_and_all_run_this_release(overlay: str) -> None:
+def test_pods_are_limited_and_current(overlay: str) -> None:
     job = job_of(overlay)
     for name, pod in pods_of(job):
         assert pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["runAsUser"] > 0, name
@@ -174,7 +174,7 @@ def test_no_pod_is_root_or_without_limits_and_all_run_this_release(overlay: str)
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_every_pod_of_ray_gets_the_keys_of_a_store_from_a_secret_and_holds_none(overlay: str) -> None:
+def test_store_keys_come_from_a_secret(overlay: str) -> None:
     job = job_of(overlay)
     for name, pod in pods_of(job):
         (container,) = pod["containers"]
@@ -183,7 +183,7 @@ def test_every_pod_of_ray_gets_the_keys_of_a_store_from_a_secret_and_holds_none(
         assert "env" not in container
 
 
-def test_a_retry_a_deadline_and_an_end_are_set() -> None:
+def test_job_has_retries_and_a_deadline() -> None:
     spec = job_of("cpu")["spec"]
     assert spec["backoffLimit"] > 0 and spec["activeDeadlineSeconds"] > 3600
     assert spec["shutdownAfterJobFinishes"] and spec["ttlSecondsAfterFinished"] > 0
@@ -191,7 +191,7 @@ def test_a_retry_a_deadline_and_an_end_are_set() -> None:
     assert min(graces) >= 30  # a driver stops within ten seconds
 
 
-def test_every_file_is_named_by_a_kustomization_or_by_the_page_that_tells_how_to_use_it() -> None:
+def test_every_manifest_is_named() -> None:
     named = {
         (kustomization.parent / resource).resolve()
         for kustomization in KUBERNETES.rglob("kustomization.yaml")
@@ -204,7 +204,7 @@ def test_every_file_is_named_by_a_kustomization_or_by_the_page_that_tells_how_to
     assert all(path in named or str(path.relative_to(REPOSITORY)) in page for path in MANIFESTS)
 
 
-def test_overlays_set_the_image_and_the_storage_class_and_nothing_names_a_registry() -> None:
+def test_overlays_set_image_and_storage() -> None:
     for overlay in OVERLAYS:
         kustomization = read(KUBERNETES / "overlays" / overlay / "kustomization.yaml")
         (image,) = kustomization["images"]

@@ -1,4 +1,4 @@
-"""The scripts that start a head and join workers by hand: two nodes on this machine, really started."""
+"""The scripts that start a head and join workers by hand, with two real nodes on this machine."""
 
 import base64
 import contextlib
@@ -25,6 +25,8 @@ SCRIPTS = REPOSITORY / "cluster" / "machines"
 
 @dataclass(frozen=True)
 class Cluster:
+    """A head and a node, with ports in a block that begins at `base`."""
+
     folder: Path
     base: int
     pids: dict[str, int]
@@ -51,7 +53,7 @@ class Cluster:
 
 
 def free_block(count: int) -> int:
-    """The first of so many ports in a row, none of them in use."""
+    """Return the first of `count` ports in a row that are all free."""
     for first in range(23_000, 32_000, 100):
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
             for port in range(first, first + count):
@@ -62,7 +64,7 @@ def free_block(count: int) -> int:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """A head without work and one node with two CPUs, each with its own ports."""
+    """Start a head without work and one node with two CPUs, each with its own ports."""
     folder = Path(tempfile.mkdtemp(prefix="mrm-", dir="/tmp"))  # short: sockets lie below it
     base = free_block(80)
     made = Cluster(folder, base, {})
@@ -70,13 +72,8 @@ def cluster() -> Iterator[Cluster]:
 
     def start(name: str, script: str, *arguments: str, **settings: str) -> None:
         with (folder / f"{name}.log").open("w") as log:
-            command: list[str | Path] = [
-                SCRIPTS / script,
-                *arguments,
-                "--block",
-                "--node-ip-address=127.0.0.1",
-                "--num-gpus=0",
-            ]
+            options = ["--block", "--node-ip-address=127.0.0.1", "--num-gpus=0"]
+            command: list[str | Path] = [SCRIPTS / script, *arguments, *options]
             process = subprocess.Popen(command, env=made.environment(**settings), stdout=log, stderr=log, cwd=folder)
         started.append(process)
         made.pids[name] = process.pid
@@ -104,43 +101,43 @@ def cluster() -> Iterator[Cluster]:
 COUNT = "import ray; ray.init(address=%r, logging_level=40); print(sum(node['Alive'] for node in ray.nodes()))"
 
 
-def nodes_seen(cluster: Cluster, **changes: str) -> "subprocess.CompletedProcess[str]":
+def counted_nodes(cluster: Cluster, **changes: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-c", COUNT % cluster.address]
     environment = cluster.environment(RAY_AUTH_MODE="token", **changes)
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
 
 def wait_for_nodes(cluster: Cluster, count: int) -> None:
-    said = ""
+    output = ""
     for _ in range(30):
         if (cluster.token).exists():
-            seen = nodes_seen(cluster)
-            if seen.stdout.strip() == str(count):
+            done = counted_nodes(cluster)
+            if done.stdout.strip() == str(count):
                 return
-            said = seen.stdout + seen.stderr
+            output = done.stdout + done.stderr
         time.sleep(1)
     logs = "\n".join(log.read_text() for log in cluster.folder.glob("*.log"))
-    raise RuntimeError(f"{count} nodes were waited for in vain: {said}\n{logs}")
+    raise RuntimeError(f"{count} nodes did not come: {output}\n{logs}")
 
 
-def test_the_token_is_made_once_and_is_its_owners_alone(cluster: Cluster) -> None:
+def test_token_is_private(cluster: Cluster) -> None:
     assert cluster.token.stat().st_mode & 0o777 == 0o600
     assert len(cluster.token.read_text()) == 64
     assert "A token was made" in (cluster.folder / "head.log").read_text()
     assert cluster.token.read_text() not in "".join(log.read_text() for log in cluster.folder.glob("*.log"))
 
 
-def test_nobody_gets_in_without_the_token(cluster: Cluster) -> None:
+def test_wrong_token_is_refused(cluster: Cluster) -> None:
     wrong = cluster.folder / "wrong"
     wrong.write_text("0" * 64)
     wrong.chmod(0o600)
-    refused = nodes_seen(cluster, RAY_AUTH_TOKEN_PATH=str(wrong))
+    refused = counted_nodes(cluster, RAY_AUTH_TOKEN_PATH=str(wrong))
     assert refused.returncode != 0
     assert "2" not in refused.stdout
 
 
-def test_a_job_runs_on_the_node_that_joined_and_not_on_the_head(cluster: Cluster) -> None:
-    """The doctor joins, asks every node for its packages, and counts CPUs."""
+def test_doctor_finds_the_joined_node(cluster: Cluster) -> None:
+    """The doctor joins, reads every node's packages, and counts the CPUs, of which the head has none."""
     command = [sys.executable, "-m", "mnist_ray.cli", "doctor", "--address", cluster.address]
     environment = cluster.environment(RAY_AUTH_MODE="token", PYTHONPATH=str(REPOSITORY))
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
@@ -148,40 +145,38 @@ def test_a_job_runs_on_the_node_that_joined_and_not_on_the_head(cluster: Cluster
     assert line.startswith("ok") and "2 CPUs, 0 GPUs" in line, done.stdout + done.stderr
 
 
-def test_the_dashboard_and_the_job_server_listen_on_loopback_alone(cluster: Cluster) -> None:
-    listened = subprocess.run(["ss", "-ltnH"], capture_output=True, text=True, check=True).stdout
-    places = {
-        line.split()[3].rpartition(":")[0] for line in listened.splitlines() if f":{cluster.dashboard_port} " in line
-    }
-    assert places == {"127.0.0.1"}
+def test_dashboard_listens_on_loopback(cluster: Cluster) -> None:
+    lines = subprocess.run(["ss", "-ltnH"], capture_output=True, text=True, check=True).stdout.splitlines()
+    hosts = {line.split()[3].rpartition(":")[0] for line in lines if f":{cluster.dashboard_port} " in line}
+    assert hosts == {"127.0.0.1"}
 
 
-def listened_at(cluster: Cluster) -> set[int]:
-    """Ports of everything that head and node have started."""
+def open_ports(cluster: Cluster) -> set[int]:
+    """Return the ports at which the processes of head and node listen."""
     pids = {pid for first in cluster.pids.values() for pid in [first, *descendants(first)]}
     lines = subprocess.run(["ss", "-ltnpH"], capture_output=True, text=True, check=True).stdout.splitlines()
     ours = [line.split() for line in lines if any(f"pid={pid}," in line for pid in pids)]
     return {int(words[3].rpartition(":")[2]) for words in ours}
 
 
-def test_only_named_ports_are_listened_at_and_none_for_metrics(cluster: Cluster) -> None:
+def test_only_named_ports_are_open(cluster: Cluster) -> None:
     base = cluster.base
     of_head, of_node = range(base, base + 6), range(base + 13, base + 18)  # without metrics: base + 6 and base + 18
     dashboard_and_client, of_workers = (base + 10, base + 11), range(base + 20, base + 60)
-    found = listened_at(cluster)
-    assert found <= {*of_head, *of_node, *dashboard_and_client, *of_workers}
-    assert found >= {*of_head, *of_node, *dashboard_and_client}
+    ports = open_ports(cluster)
+    assert ports <= {*of_head, *of_node, *dashboard_and_client, *of_workers}
+    assert ports >= {*of_head, *of_node, *dashboard_and_client}
 
 
 def host_of(port: int) -> str:
-    """The address that something listens at; of Ray's the runtime environment agent takes one of its own choice."""
+    """Return the host address of an open port; Ray's runtime environment agent chooses its own."""
     lines = subprocess.run(["ss", "-ltnH"], capture_output=True, text=True, check=True).stdout.splitlines()
     (host,) = [line.split()[3].rpartition(":")[0] for line in lines if f":{port} " in line]
     return host
 
 
-def strangers(cluster: Cluster, *arguments: str, token: str = "") -> Any:
-    """What somebody gets who shows this token, or none; the same as from another machine in tools/cluster_network."""
+def as_stranger(cluster: Cluster, *arguments: str, token: str = "") -> Any:
+    """Return the answers to requests with a token or none; tools/cluster_network makes them from another machine."""
     environment = cluster.environment(PYTHONPATH=str(REPOSITORY), STRANGER_TOKEN=token, RAY_AUTH_TOKEN_PATH="")
     command = [sys.executable, "-m", "tools.cluster_network.stranger", *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
@@ -196,24 +191,24 @@ def job_for_agent(cluster: Cluster, mark: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("token", ["", "0" * 64])
-def test_every_call_without_the_token_is_refused(cluster: Cluster, token: str) -> None:
+def test_calls_without_the_token_are_refused(cluster: Cluster, token: str) -> None:
     base = cluster.base
-    places = [f"127.0.0.1:{base + port}" for port in (0, 1, 2, 4, 11)]  # state, raylet, objects, agent, Ray Client
-    for place, answers in strangers(cluster, "every", *places, token=token).items():
-        assert set(answers.values()) == {"UNAUTHENTICATED"}, place
+    ports = [f"127.0.0.1:{base + offset}" for offset in (0, 1, 2, 4, 11)]  # state, raylet, objects, agent, Ray Client
+    for port, answers in as_stranger(cluster, "every", *ports, token=token).items():
+        assert set(answers.values()) == {"UNAUTHENTICATED"}, port
     mark = cluster.folder / "mark of a stranger"
     environments = ["POST", f"http://{host_of(base + 3)}:{base + 3}/get_or_create_runtime_env", ""]
-    answers = strangers(cluster, "some", json.dumps([job_for_agent(cluster, mark), environments]), token=token)
+    answers = as_stranger(cluster, "some", json.dumps([job_for_agent(cluster, mark), environments]), token=token)
     assert [answer[:3] for answer in answers] == ["403" if token else "401"] * 2, answers
     assert not mark.exists()
-    assert nodes_seen(cluster).stdout.strip() == "2"
+    assert counted_nodes(cluster).stdout.strip() == "2"
 
 
-def test_the_same_calls_with_the_token_are_answered(cluster: Cluster) -> None:
+def test_calls_with_the_token_are_answered(cluster: Cluster) -> None:
     mark = cluster.folder / "mark"
     nodes = [cluster.address, "ray.rpc.NodeInfoGcsService", "GetAllNodeInfo", {}]
-    tries = json.dumps([nodes, job_for_agent(cluster, mark)])
-    of_state, of_agent = strangers(cluster, "some", tries, token=cluster.token.read_text())
+    requests = json.dumps([nodes, job_for_agent(cluster, mark)])
+    of_state, of_agent = as_stranger(cluster, "some", requests, token=cluster.token.read_text())
     assert of_state.startswith("OK") and of_agent.startswith("200")
     for _ in range(300):
         if mark.exists():
@@ -223,18 +218,18 @@ def test_the_same_calls_with_the_token_are_answered(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [([], "name the head"), (["--num-cpus=1"], "name the head"), (["10.0.0.1"], "copy it from the head")],
 )
-def test_a_mistake_gets_one_line_that_says_what_to_do(tmp_path: Path, arguments: list[str], said: str) -> None:
+def test_mistake_names_the_remedy(tmp_path: Path, arguments: list[str], message: str) -> None:
     environment = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "RAY_AUTH_TOKEN_PATH": str(tmp_path / "absent")}
     command: list[str | Path] = [SCRIPTS / "join.sh", *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
-    assert said in done.stderr and len(done.stderr.splitlines()) == 1
+    assert message in done.stderr and len(done.stderr.splitlines()) == 1
 
 
-def test_without_ray_on_the_path_both_say_how_to_get_it() -> None:
+def test_missing_ray_names_the_remedy() -> None:
     for script in ("head.sh", "join.sh"):
         command = ["/bin/bash", str(SCRIPTS / script), "somewhere"]
         environment = {"PATH": "/usr/bin:/bin", "HOME": "/nonexistent"}

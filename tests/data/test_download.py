@@ -245,6 +245,7 @@ class Fetchers:
     PROGRAM = """
 import resource, sys
 from pathlib import Path
+import mnist_ray.data.download
 from mnist_ray import data
 from mnist_ray.errors import DataError
 folder, timeout_s, largest_bytes = sys.argv[1:]

@@ -1,10 +1,11 @@
-"""A finished run, made once, of which each test gets a copy to spoil; and a disk that is full."""
+"""A finished run, made once, of which each test gets a copy to spoil; and a disk that takes nothing."""
 
 import errno
+import logging
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +17,12 @@ from mnist_ray.data import load_training
 from mnist_ray.record.rundir import RunDir
 from tests.faults.made_run import NAME, made_spec, make_finished_run, make_open_run
 
+Notes = Callable[[], list[str]]
 NOWHERE = "127.0.0.1:1"  # joining it fails, so what works with it starts no Ray
 
 
 @dataclass(frozen=True)
-class Place:
+class MadeRun:
     """A storage folder with one run, and beside it the files that a user gives to commands."""
 
     folder: Path
@@ -46,7 +48,7 @@ class Place:
         return self.folder / "given" / "digit.png"
 
     def commands(self) -> dict[str, list[str]]:
-        """What a user can do with a run, by name: the arguments of `mnist-ray`."""
+        """Return the commands that a user has for a run, by name: the arguments of `mnist-ray`."""
         given: dict[str, list[str | Path]] = {
             "list": ["results"],
             "compare": ["compare", NAME, NAME],
@@ -59,40 +61,40 @@ class Place:
         return {name: [*map(str, arguments), "--storage", str(self.storage)] for name, arguments in given.items()}
 
     def do(self, name: str) -> int:
-        """The exit code of a command."""
+        """Run a command and return its exit code."""
         return main(self.commands()[name])
 
 
-def _give(place: Place) -> Place:
+def _with_inputs(made: MadeRun) -> MadeRun:
     from PIL import Image
 
-    place.image.parent.mkdir()
-    Image.fromarray(load_training("digits", Path()).images[0, 0]).save(place.image)
-    place.spec_file.write_text(dump_spec(place.spec))
-    return place
+    made.image.parent.mkdir()
+    Image.fromarray(load_training("digits", Path()).images[0, 0]).save(made.image)
+    made.spec_file.write_text(dump_spec(made.spec))
+    return made
 
 
 @pytest.fixture(scope="session")
-def finished_once(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    place = _give(Place(tmp_path_factory.mktemp("finished")))
-    make_finished_run(place.storage)
-    return place
+def finished_once(tmp_path_factory: pytest.TempPathFactory) -> MadeRun:
+    made = _with_inputs(MadeRun(tmp_path_factory.mktemp("finished")))
+    make_finished_run(made.storage)
+    return made
 
 
 @pytest.fixture
-def finished(finished_once: Place, tmp_path: Path) -> Iterator[Place]:
-    """A copy of a finished run."""
-    place = Place(Path(shutil.copytree(finished_once.folder, tmp_path / "place")))
-    yield place
-    shutil.rmtree(place.folder)
+def finished(finished_once: MadeRun, tmp_path: Path) -> Iterator[MadeRun]:
+    """Yield a copy of a finished run."""
+    made = MadeRun(Path(shutil.copytree(finished_once.folder, tmp_path / "copy")))
+    yield made
+    shutil.rmtree(made.folder)
 
 
 @pytest.fixture
-def interrupted(tmp_path: Path) -> Place:
-    """A run whose search was killed."""
-    place = _give(Place(tmp_path))
-    make_open_run(place.storage)
-    return place
+def interrupted(tmp_path: Path) -> MadeRun:
+    """Return a run whose search was killed."""
+    made = _with_inputs(MadeRun(tmp_path))
+    make_open_run(made.storage)
+    return made
 
 
 class SmallDisk:
@@ -104,7 +106,7 @@ class SmallDisk:
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", path], check=True)
 
     def change(self, *options: str) -> None:
-        """As `mount` knows them: size=10m, ro, rw."""
+        """Mount the disk again with these options of `mount`: size=10m, ro, rw."""
         subprocess.run(["mount", "-o", ",".join(["remount", *options]), self.path], check=True)
 
     def unmount(self) -> None:
@@ -127,10 +129,18 @@ class DiskThatTakesNothing:
 
 @pytest.fixture(params=["full", "read-only"])
 def bad_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[DiskThatTakesNothing]:
-    """Where a run named "small" keeps its checkpoints: room for 64 kB where one takes 0.2 MB, or read-only."""
+    """Yield the disk with the checkpoints of a run named "small": 64 kB where one takes 0.2 MB, or read-only."""
     disk = SmallDisk(tmp_path / "small" / "checkpoints", "64k")
     if request.param == "read-only":
         disk.change("ro")
     number = errno.ENOSPC if request.param == "full" else errno.EROFS
     yield DiskThatTakesNothing(disk, os.strerror(number), number)
     disk.unmount()
+
+
+@pytest.fixture
+def notes(caplog: pytest.LogCaptureFixture) -> Notes:
+    """Return a function that gives the log lines so far about groups of workers."""
+    name = "mnist_ray.ray_backend.train.supervisor"
+    caplog.set_level(logging.INFO, name)
+    return lambda: [record.getMessage() for record in caplog.records if record.name == name]

@@ -26,9 +26,9 @@ class Nodes:
         self.address = self._cluster.address
 
     def lose_one(self, with_notice: bool = False) -> None:
-        """Its raylet gets SIGKILL, and with it goes all that runs there.
+        """Send SIGKILL to a node's raylet, and with it to all that runs there.
 
-        with_notice: as a cloud's spot machine, which is said to go before it goes.
+        with_notice: drain the node first, as a cloud does with a spot machine.
         """
         node = self._workers.pop(0)
         if with_notice:
@@ -42,7 +42,7 @@ class Nodes:
         self._cluster.remove_node(node, allow_graceful=False)
 
     def add_one(self, wait: bool = False, without: Sequence[str] = ()) -> None:
-        """It joins when it is ready, a few seconds later. without: of the environment."""
+        """Start a node, which joins a few seconds later. without: variables to leave out of its environment."""
         with pytest.MonkeyPatch.context() as patch:
             for name in without:
                 patch.delenv(name)
@@ -54,7 +54,7 @@ class Nodes:
 
 @contextmanager
 def real_nodes(count: int) -> Iterator[Nodes]:
-    """A cluster with its own folder and token."""
+    """Start a cluster with its own folder and token."""
     folder = Path(tempfile.mkdtemp(prefix="mr-", dir="/tmp"))  # short: sockets lie below it
     token = folder / "token"
     token.write_text("a-token-of-the-tests-0123456789abcdef0123456789abcdef")

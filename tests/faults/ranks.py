@@ -9,7 +9,7 @@ import signal
 import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -22,11 +22,13 @@ from torch import Tensor
 
 from mnist_ray.config import TrainingConfig
 from mnist_ray.data import LabelledImages, pixel_statistics
+from mnist_ray.metrics import EpochMetrics
 from mnist_ray.training import loop as training
 from mnist_ray.training.checkpoint import Checkpoints, SavedState, fit_resumably
-from mnist_ray.training.kernels import dropout
-from mnist_ray.training.kernels.collectives import gathered_from_ranks
-from mnist_ray.training.loop import Examples, TrainingData, TrainState, Worker
+from mnist_ray.training.distributed import Worker, gathered_from_ranks
+from mnist_ray.training.examples import Examples, TrainingData
+from mnist_ray.training.kernels import dropout, flat_adam
+from mnist_ray.training.loop import TrainState
 from mnist_ray.training.process import group_on_this_machine
 
 WAIT_S = 200.0  # for one answer of a rank; a tenth of a second is usual
@@ -38,7 +40,7 @@ Mutant = Callable[[int], object]  # called in each process with its rank, before
 
 @dataclass(frozen=True)
 class Plan:
-    """What all ranks of one life are told."""
+    """The task of all ranks of one life."""
 
     images: LabelledImages
     config: TrainingConfig
@@ -57,7 +59,7 @@ class Plan:
 
 @dataclass
 class Drawn:
-    """What was random in one epoch of one rank: hashes of the order and of the first dropout mask."""
+    """The random draws in one epoch of one rank: hashes of the order and of the first dropout mask."""
 
     orders: list[str] = field(default_factory=list)
     masks: list[str] = field(default_factory=list)
@@ -65,20 +67,20 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Trained:
-    """All that one rank has at the end, but for the seconds that it took.
+    """The result of one rank, but for the seconds that it took.
 
     tensors: model and optimizer, as safetensors. drawn: by epoch, for those that this process did itself.
     """
 
     completed_epochs: int
-    history: list[dict[str, Any]]
+    history: list[EpochMetrics]  # without the seconds
     tensors: bytes
     drawn: dict[int, Drawn]
 
     @classmethod
     def of(cls, state: TrainState, drawn: dict[int, Drawn]) -> "Trained":
         saved = SavedState.of(state)
-        history = [{key: value for key, value in row.items() if key != "elapsed_s"} for row in saved.history]
+        history = [replace(metrics, elapsed_s=0.0) for metrics in saved.history]
         return cls(saved.completed_epochs, history, saved.tensors, drawn)
 
 
@@ -86,7 +88,7 @@ class Trained:
 
 
 def run_rank(connection: Connection, rank: int, world_size: int, meeting_point: Path, plan: Plan, hold: int) -> None:
-    """Say each epoch that is completed, and at the end what came of it; wait to be killed after epoch `hold`."""
+    """Send each epoch that is completed, and at the end the result; wait to be killed after epoch `hold`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
     torch.set_num_threads(1)
     try:
@@ -99,10 +101,10 @@ def run_rank(connection: Connection, rank: int, world_size: int, meeting_point: 
 
 
 def _train(connection: Connection, worker: Worker, plan: Plan, hold: int) -> Trained:
-    drawn, current = {}, _watched()
+    drawn, current = {}, _recorded_draws()
     state = None
     for state in fit_resumably(plan.config, plan.data(), plan.checkpoints(), worker):
-        if current.orders:  # not where it only says from where it goes on
+        if current.orders:  # not at the state of the checkpoint
             drawn[state.completed_epochs] = Drawn(list(current.orders), current.masks[:1])
             current.orders.clear()
             current.masks.clear()
@@ -113,23 +115,23 @@ def _train(connection: Connection, worker: Worker, plan: Plan, hold: int) -> Tra
     return Trained.of(state, drawn)
 
 
-def _watched() -> Drawn:
-    """From now on, what this process draws."""
+def _recorded_draws() -> Drawn:
+    """Return the draws of this process from now on."""
     drawn = Drawn()
-    _watch(torch, "randperm", drawn.orders)
-    _watch(dropout, "_mask", drawn.masks)
+    _record(torch, "randperm", drawn.orders)
+    _record(dropout, "draw_mask", drawn.masks)
     return drawn
 
 
-def _watch(module: Any, name: str, hashes: list[str]) -> None:
+def _record(module: Any, name: str, hashes: list[str]) -> None:
     original = getattr(module, name)
 
-    def watched(*arguments: Any, **options: Any) -> Tensor:
+    def recorded(*arguments: Any, **options: Any) -> Tensor:
         tensor: Tensor = original(*arguments, **options)
         hashes.append(hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest())
         return tensor
 
-    FOR_GOOD.setattr(module, name, watched)
+    FOR_GOOD.setattr(module, name, recorded)
 
 
 # --- in the test's process
@@ -155,21 +157,21 @@ class Ranks:
             self._processes.append(process)
 
     def wait_for_epoch(self, epoch: int) -> None:
-        """Until every rank has completed it, or a later one."""
+        """Wait until every rank has completed the epoch, or a later one."""
         for rank, connection in enumerate(self._connections):
-            said: int | Trained = 0
-            while isinstance(said, int) and said < epoch:
-                said = self._next(rank, connection)
+            answer: int | Trained = 0
+            while isinstance(answer, int) and answer < epoch:
+                answer = self._next(rank, connection)
 
     def results(self) -> list[Trained]:
-        """What each rank has at the end."""
+        """Return the result of each rank."""
         try:
             return [self._result(rank, connection) for rank, connection in enumerate(self._connections)]
         finally:
             self.kill()
 
     def kill(self) -> list[int | None]:
-        """SIGKILL to those that are left; returns the exit codes."""
+        """Send SIGKILL to the processes that are left, and return the exit codes."""
         for process in self._processes:
             process.kill()
         for process in self._processes:
@@ -179,15 +181,15 @@ class Ranks:
         return [process.exitcode for process in self._processes]
 
     def _result(self, rank: int, connection: Connection) -> Trained:
-        while not isinstance(said := self._next(rank, connection), Trained):
+        while not isinstance(answer := self._next(rank, connection), Trained):
             pass
-        return said
+        return answer
 
     def _next(self, rank: int, connection: Connection) -> int | Trained:
         assert connection.poll(WAIT_S), f"rank {rank} did not answer within {WAIT_S:g} s"
-        said: int | Trained | str = connection.recv()
-        assert not isinstance(said, str), f"rank {rank}: {said}"
-        return said
+        answer: int | Trained | str = connection.recv()
+        assert not isinstance(answer, str), f"rank {rank}: {answer}"
+        return answer
 
 
 # --- mutants: ways to be wrong
@@ -263,4 +265,4 @@ def add_up_in_another_order(rank: int) -> None:
             gradient.add_(part)
         return gradient
 
-    FOR_GOOD.setattr(training, "summed_over_ranks", summed)
+    FOR_GOOD.setattr(flat_adam, "summed_over_ranks", summed)

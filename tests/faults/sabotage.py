@@ -1,4 +1,4 @@
-"""Faults inside real training processes: they travel in the data that a process fetches before it trains."""
+"""Faults inside real training processes: they travel with the images that a process fetches before it trains."""
 
 import os
 import signal
@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 from ray import cloudpickle
 
-from mnist_ray.ray_backend.shared_data import SharedData
+from mnist_ray.ray_backend.shared_data import SharedImages
 from mnist_ray.training.checkpoint import Checkpoints, SavedState
-from mnist_ray.training.loop import Steps, TrainingData
+from mnist_ray.training.examples import TrainingData
+from mnist_ray.training.loop import Steps, TrainState
 
 # Its whole code travels, since workers need not find the tests' folder.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -34,7 +35,7 @@ def die() -> None:
 
 
 def hog_memory() -> None:
-    """Take 4 GiB within seconds, and hold them until somebody objects."""
+    """Take 4 GiB within seconds, and hold them until the process is killed."""
     held = [bytearray(b"x") * 2**28 for _ in range(16)]
     time.sleep(60 + len(held))
 
@@ -57,21 +58,25 @@ class In:
 
 
 @dataclass(frozen=True)
-class SabotagedData(SharedData):
-    """Data whose first fetch in a process puts faults into its training steps."""
+class SabotagedImages(SharedImages):
+    """Images whose first fetch in a process puts faults into its training steps."""
 
     faults: tuple[In, ...]
     saves_every_epoch: bool = False
 
-    def get(self, device: torch.device) -> TrainingData:
+    def tensors(self, device: torch.device) -> TrainingData:
         _put_into_steps(self.faults)
         if self.saves_every_epoch:
-            Checkpoints.save_if_due = lambda self, state: self.save(SavedState.of(state))  # type: ignore[method-assign]
-        return super().get(device)
+            Checkpoints.save_if_due = _save  # type: ignore[method-assign, assignment]
+        return super().tensors(device)
 
 
-def sabotaged(data: SharedData, *faults: In) -> SabotagedData:
-    return SabotagedData(data.train, data.validation, data.statistics, faults)
+def sabotaged(images: SharedImages, *faults: In, saves_every_epoch: bool = False) -> SabotagedImages:
+    return SabotagedImages(images.reference, faults, saves_every_epoch)
+
+
+def _save(checkpoints: Checkpoints, state: TrainState, num_workers: int = 1) -> None:
+    checkpoints.save(SavedState.of(state, num_workers))
 
 
 def _put_into_steps(faults: tuple[In, ...]) -> None:

@@ -17,10 +17,12 @@ from typing import Any
 import pytest
 
 from mnist_ray.benchmarks.findings import put_between
+from mnist_ray.metrics import EpochMetrics, Score
+from mnist_ray.record import events
 from mnist_ray.record.rundir import RunDir
 from tools.chaos import processes, table, verdict
 from tools.chaos.aims import Pace, draw_aims
-from tools.chaos.killing import Aim, Kill, Story, digest, finished, training_of
+from tools.chaos.killing import Aim, Kill, Story, digest, events_of, finished, training_of
 from tools.chaos.loop import SPEC, Harness, Report, Tried, short_folder
 from tools.chaos.session import STAGES, stage_of
 from tools.chaos.verdict import Outcome, judge, outcome_of, ran_again, seconds_lost
@@ -68,7 +70,7 @@ def copied(undisturbed: Undisturbed, tmp_path: Path) -> RunDir:
 # --- real kills --------------------------------------------------------------------------------------------------
 
 
-def test_a_run_that_is_killed_ends_as_if_it_had_not_been(harness: Harness, undisturbed: Undisturbed) -> None:
+def test_killed_run_ends_the_same(harness: Harness, undisturbed: Undisturbed) -> None:
     tried = harness.under_fire("killed", SHORT, 1, undisturbed.outcome)
     assert [(kill.stage, kill.target) for kill in tried.story.kills] == [(aim.stage, aim.role) for aim in SHORT]
     assert tried.story.exit_codes == [-9, -9, 0]
@@ -76,7 +78,7 @@ def test_a_run_that_is_killed_ends_as_if_it_had_not_been(harness: Harness, undis
 
 
 @pytest.mark.slow
-def test_without_a_record_the_same_loop_fails(harness: Harness) -> None:
+def test_loss_of_the_record_is_noticed(harness: Harness) -> None:
     """Of the record nothing is left after a driver's death: the trial that had ended runs again, which is noticed."""
     tried = harness.under_fire("control", [Aim("search", "driver", epochs=3)], 1, None, forget=True)
     assert len(tried.story.kills) == 1
@@ -85,7 +87,7 @@ def test_without_a_record_the_same_loop_fails(harness: Harness) -> None:
     assert not tried.verdict.is_good
 
 
-def test_processes_are_found_by_their_session_and_killed_for_good() -> None:
+def test_processes_of_a_session_are_killed() -> None:
     program = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
     with subprocess.Popen([sys.executable, "-c", program], start_new_session=True) as leader:
         found = _until(lambda: processes.of_session(leader.pid), lambda found: len(found) == 2)
@@ -118,7 +120,7 @@ def _until(look: Callable[[], Any], is_so: Callable[[Any], bool]) -> Any:
         ("python -m mnist_ray.cli run", None),
     ],
 )
-def test_a_worker_is_known_by_its_title(title: str, role: str | None) -> None:
+def test_titles_tell_roles(title: str, role: str | None) -> None:
     assert processes.Process(1, 1, title).role == role
 
 
@@ -130,11 +132,11 @@ def judged(run: RunDir, undisturbed: Undisturbed, **facts: Any) -> verdict.Verdi
     return judge(story, run, undisturbed.outcome, is_exact=True)
 
 
-def test_an_undisturbed_run_is_good_and_a_copy_of_it_too(undisturbed: Undisturbed, copied: RunDir) -> None:
+def test_undisturbed_run_is_good(undisturbed: Undisturbed, copied: RunDir) -> None:
     assert judged(copied, undisturbed).is_good
 
 
-def test_a_finished_trial_that_is_another_now_is_noticed(undisturbed: Undisturbed, copied: RunDir) -> None:
+def test_changed_trial_is_noticed(undisturbed: Undisturbed, copied: RunDir) -> None:
     ended = {training.id: digest(training) for training in finished(copied)}
     assert judged(copied, undisturbed, kills=[kill_at(0, ended)]).is_good
     ended["trial-0001"] = "another digest"
@@ -144,65 +146,60 @@ def test_a_finished_trial_that_is_another_now_is_noticed(undisturbed: Undisturbe
     assert found.ran_twice == ["trial-0009"]
 
 
-@pytest.mark.parametrize("kind", ["asked", "epoch", "ended"])
-def test_an_event_after_a_trials_end_is_noticed(undisturbed: Undisturbed, kind: str) -> None:
-    events = undisturbed.run.events()
-    assert ran_again(events) == set()
-    again = next(event for event in events if event["kind"] == kind)
-    assert ran_again([*events, again]) == {training_of(again)}
+@pytest.mark.parametrize("kind", [events.TrainingCreated, events.EpochReported, events.TrainingEnded])
+def test_events_after_an_end_are_noticed(undisturbed: Undisturbed, kind: type[events.Event]) -> None:
+    published = events_of(undisturbed.run)
+    assert ran_again(published) == set()
+    again = next(event for event in published if isinstance(event, kind))
+    assert ran_again([*published, again]) == {training_of(again)}
 
 
-class Doctored(RunDir):
-    """A run whose record lacks the events of one kind of one training."""
-
-    lacks: tuple[str, str] = ("", "")
-
-    def events(self) -> list[dict[str, Any]]:
-        return [event for event in super().events() if (event["kind"], training_of(event)) != self.lacks]
-
-
-@pytest.mark.parametrize("kind", ["asked", "ended"])
-def test_a_training_that_was_not_asked_for_or_did_not_end_is_noticed(undisturbed: Undisturbed, kind: str) -> None:
-    run = Doctored(undisturbed.run.path)
-    run.lacks = (kind, "trial-0002")
-    (fault,) = judged(run, undisturbed).faults
+@pytest.mark.parametrize("kind", [events.TrainingCreated, events.TrainingEnded])
+def test_missing_begin_or_end_is_noticed(
+    undisturbed: Undisturbed, kind: type[events.Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lacking = [
+        event
+        for event in events_of(undisturbed.run)
+        if not (isinstance(event, kind) and training_of(event) == "trial-0002")
+    ]
+    monkeypatch.setattr(verdict, "events_of", lambda run: lacking)
+    (fault,) = judged(undisturbed.run, undisturbed).faults
     assert fault.startswith("trial-0002")
 
 
-def test_a_trial_left_running_in_the_study_is_noticed(undisturbed: Undisturbed, copied: RunDir) -> None:
-    with sqlite3.connect(copied.study) as study:
+def test_running_trial_in_study_is_noticed(undisturbed: Undisturbed, copied: RunDir) -> None:
+    with sqlite3.connect(copied.paths.study) as study:
         assert study.execute("UPDATE trials SET state = 'RUNNING' WHERE number = 3").rowcount == 1
     study.close()
     assert judged(copied, undisturbed).left_running == ["trial 3"]
 
 
-def test_one_other_bit_in_the_weights_is_noticed(undisturbed: Undisturbed, copied: RunDir) -> None:
-    training = copied.trainings("retrain")[0].id
-    weights = bytearray(copied.model(training).read_bytes())
+def test_one_other_bit_is_noticed(undisturbed: Undisturbed, copied: RunDir) -> None:
+    training = copied.state.trainings("retrain")[0].id
+    weights = bytearray(copied.paths.model(training).read_bytes())
     weights[-1] ^= 1
-    copied.model(training).write_bytes(weights)
+    copied.paths.model(training).write_bytes(weights)
     (difference,) = judged(copied, undisturbed).differences
     assert difference.startswith(f"weights: {training}")
 
 
-def test_tables_that_are_gone_or_say_something_else_are_noticed(undisturbed: Undisturbed, copied: RunDir) -> None:
-    content = copied.results_csv.read_text()
-    copied.results_csv.write_text(content.replace("trial-0001", "trial-0007"))
+def test_wrong_tables_are_noticed(undisturbed: Undisturbed, copied: RunDir) -> None:
+    content = copied.paths.results_csv.read_text()
+    copied.paths.results_csv.write_text(content.replace("trial-0001", "trial-0007"))
     assert judged(copied, undisturbed).faults == ["results.csv is not what the record says"]
-    copied.study.unlink()
+    copied.paths.study.unlink()
     assert judged(copied, undisturbed).faults == ["study.sqlite3 is missing"]
 
 
 @pytest.mark.parametrize(
     "facts", [{"gave_up": ["exit code 1"]}, {"left_behind": ["ray::IDLE"]}, {"stuck": "it did not end"}]
 )
-def test_drivers_that_give_up_and_processes_left_behind_are_faults(
-    undisturbed: Undisturbed, facts: dict[str, Any]
-) -> None:
+def test_leftovers_are_faults(undisturbed: Undisturbed, facts: dict[str, Any]) -> None:
     assert len(judged(undisturbed.run, undisturbed, **facts).faults) == 1
 
 
-def test_any_other_number_is_a_difference(undisturbed: Undisturbed) -> None:
+def test_any_other_number_is_noticed(undisturbed: Undisturbed) -> None:
     def doctored(part: str, change: Callable[[dict[str, Any]], object]) -> list[str]:
         found = outcome_of(undisturbed.run)
         change(getattr(found, part))
@@ -215,11 +212,11 @@ def test_any_other_number_is_a_difference(undisturbed: Undisturbed) -> None:
     assert doctored("trials", lambda trials: trials["trial-0000"].update(status="failed"))
     assert doctored("trials", lambda trials: trials.pop("trial-0003"))
     assert doctored("retrainings", lambda trainings: trainings[retrained]["history"].pop())
-    assert doctored("tested", lambda tested: tested[retrained].update(test_correct=0))
-    assert doctored("choice", lambda choice: choice.update(training="trial-0009"))
+    assert doctored("tested", lambda tested: tested[retrained]["test"].update(logits="another"))
+    assert doctored("selected", lambda selected: selected.update(training="trial-0009"))
 
 
-def test_two_trials_at_a_time_are_compared_where_configurations_are_equal(undisturbed: Undisturbed) -> None:
+def test_equal_configurations_are_compared(undisturbed: Undisturbed) -> None:
     found = outcome_of(undisturbed.run)
     found.trials["trial-0003"]["config"]["dropout"] += 0.01  # another trial, of which nothing can be said
     found.trials["trial-0003"]["history"][0]["val_loss"] += 1
@@ -252,11 +249,11 @@ def kill_at(at: float, ended: dict[str, str] | None = None, **facts: Any) -> Kil
         ("12:00:20 test: 0 of 2 models\n12:00:21 test: done in 0.2 s\n3 trials: 3 complete\n", "test"),
     ],
 )
-def test_the_stage_is_read_from_what_the_driver_says(said: str, stage: str) -> None:
+def test_output_tells_the_stage(said: str, stage: str) -> None:
     assert stage_of(said) == stage
 
 
-def test_aims_follow_from_the_seed_and_can_all_be_hit_in_one_run() -> None:
+def test_aims_follow_from_the_seed() -> None:
     pace = Pace(6.0, 14, 16, 4.0, 0.5, 3.0)
     quota = dict.fromkeys(STAGES, 3)
     aims = draw_aims(random.Random("1/1"), pace, quota)
@@ -270,17 +267,25 @@ def test_aims_follow_from_the_seed_and_can_all_be_hit_in_one_run() -> None:
             assert before.role == "driver" or before.stage == "start"
 
 
-def test_seconds_lost_end_with_something_new_on_record() -> None:
-    def event(second: int, kind: str, epoch: int) -> dict[str, Any]:
-        return {"kind": kind, "at": f"1970-01-01T00:00:{second:02d}+00:00", "id": "trial-0000", "row": {"epoch": epoch}}
+def test_pace_follows_the_machine() -> None:
+    pace = Pace(6.0, 14, 16, 4.0, 0.5, 3.0)
+    later = Story("killed", signs={"start": 80.0, "test": 86.0}, starts_s=[4.0, 5.0], ended=88.0)
+    assert pace.after(later) == Pace(5.0, 14, 16, 4.0, 0.5, 2.0)
+    assert pace.after(Story("never got anywhere", signs={"start": 80.0}, ended=88.0)) == pace
 
-    events = [event(1, "epoch", 1), event(12, "epoch", 1), event(14, "epoch", 2)]  # epoch 1 is reported again
+
+def test_progress_ends_the_lost_seconds() -> None:
+    def event(second: int, epoch: int) -> events.Event:
+        metrics = EpochMetrics(epoch, 1.0, Score(0.5, 1, 2), None)
+        return events.EpochReported(at=f"1970-01-01T00:00:{second:02d}+00:00", id="trial-0000", metrics=metrics)
+
+    published: list[events.Event] = [event(1, 1), event(12, 1), event(14, 2)]  # epoch 1 is reported again
     story = Story("killed", kills=[kill_at(10), kill_at(13), kill_at(20)], ended=25)
-    assert seconds_lost(story, events) == [3, 1, 5]
-    assert seconds_lost(Story("not hit", ended=25), events) == []
+    assert seconds_lost(story, published) == [3, 1, 5]
+    assert seconds_lost(Story("not hit", ended=25), published) == []
 
 
-def test_the_table_goes_between_its_marker_lines(tmp_path: Path, undisturbed: Undisturbed) -> None:
+def test_table_replaces_the_marked_lines(tmp_path: Path, undisturbed: Undisturbed) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"above\n{table.BEGIN}\nold\n{table.END}\nbelow\n")
     good = judged(undisturbed.run, undisturbed)
@@ -292,7 +297,11 @@ def test_the_table_goes_between_its_marker_lines(tmp_path: Path, undisturbed: Un
     assert "| search | 1 | 0 | 0 | 0 | 1 |" in text
     assert "| seconds lost by a kill: median, worst | 4.0, 9.0 |" in text
     assert "everything held" in text
-    assert "NOT everything held" in table.markdown(dataclasses.replace(report, wanted=2), "", 60.0, "")
+    assert ": everything held; NOT 2 kills in every stage." in table.markdown(
+        dataclasses.replace(report, wanted=2), "", 60.0, ""
+    )
+    bad = dataclasses.replace(report.tried[0], verdict=dataclasses.replace(good, left_running=["trial 3"]))
+    assert ": NOT everything held." in table.markdown(dataclasses.replace(report, tried=[bad]), "", 60.0, "")
     page.write_text("no markers")
     with pytest.raises(ValueError, match="lacks the lines"):
         put_between(page, table.BEGIN, table.END, text)

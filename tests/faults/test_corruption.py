@@ -1,4 +1,4 @@
-"""Two hundred random flips, cuts and deletions in records and checkpoints: none is believed."""
+"""Two hundred random flips, cuts and deletions in records and checkpoints: each is noticed or harmless."""
 
 import random
 import shutil
@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 
 from mnist_ray import RunDir
-from mnist_ray.config import TrainingConfig
 from mnist_ray.errors import CorruptFileError
-from mnist_ray.record.rundir import Training
+from mnist_ray.record.state import Training
 from mnist_ray.training.checkpoint import Checkpoints, SavedState
-from tests.faults.small_job import essence, run_in_a_fork, small_spec, stand_in, warm_up
+from tests.small_job import essence, run_in_a_fork, save_every_epoch, small_spec, use_few_images, warm_up
 
 NUM_DAMAGES = 200
 
@@ -40,7 +39,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """A finished run, one that was killed in its search and one that was killed in its retraining."""
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
-        stand_in(patch)
+        use_few_images(patch)
+        save_every_epoch(patch)
         warm_up(folder)
         assert run_in_a_fork(small_spec(folder / "finished")) == 0
         assert run_in_a_fork(small_spec(folder / "searching"), "checkpoint-manifest:after:2") == -9
@@ -49,41 +49,42 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def read_everything(path: Path) -> dict[str, Any]:
-    """What resuming, reporting and predicting read. Raises CorruptFileError."""
+    """Return what resuming, reporting and predicting read. Raises CorruptFileError."""
     run = RunDir(path)
     seen = essence(path)
-    blobs = {name: run.model_content(name) for name in seen["trainings"]}
-    return {**seen, "blobs": blobs, "stages": [entry["stage"] for entry in run.all_stages()]}
+    blobs = {name: run.model(name) for name in seen["trainings"]}
+    return {**seen, "blobs": blobs, "stages": run.state.stage_events}
 
 
 def checkpoints_of(path: Path) -> dict[str, SavedState | None]:
     run = RunDir(path)
-    open_ones = [one for stage in ("search", "retrain") for one in run.trainings(stage) if one.status is None]
-    return {one.id: latest(run, one) for one in open_ones}
+    state = run.state
+    trainings = [*state.trainings("search"), *state.trainings("retrain")]
+    return {training.id: latest(run, training) for training in trainings if training.status is None}
 
 
 def latest(run: RunDir, training: Training) -> SavedState | None:
-    config = TrainingConfig(**training.config)
-    return Checkpoints.of_generation(run.checkpoints(training.id), run.generation + 1, config).latest()
+    """Return the checkpoint that the run's next owner would go on from."""
+    folder, sentinel = run.paths.checkpoints(training.id), run.paths.first_file
+    return Checkpoints.of_owner(folder, run.state.fencing_token + 1, training.config, sentinel).latest()
 
 
 def every_state(path: Path) -> dict[str, list[SavedState | None]]:
-    """For each open training, what may be gone on from: each of its sound checkpoints, or none."""
+    """Return for each open training all states that it may go on from: each of its sound checkpoints, or none."""
     found: dict[str, list[SavedState | None]] = {}
     copy = path.parent / "every-state"
     shutil.copytree(path, copy)
-    while any(states := checkpoints_of(copy).values()):
-        for name, state in checkpoints_of(copy).items():
-            found.setdefault(name, [None]).append(state)
-        for state in states:
-            assert state is not None
-            for folder in copy.glob(f"checkpoints/*/*/epoch-{state.completed_epochs:04d}"):
+    for name in checkpoints_of(copy):
+        found[name] = [None]
+        while (state := checkpoints_of(copy)[name]) is not None:
+            found[name].append(state)
+            for folder in copy.glob(f"checkpoints/{name}/*/epoch-{state.completed_epochs:04d}"):
                 shutil.rmtree(folder)
     shutil.rmtree(copy)
     return found
 
 
-def test_no_damaged_record_and_no_damaged_checkpoint_is_believed(runs: list[Path], tmp_path: Path) -> None:
+def test_damage_is_never_believed(runs: list[Path], tmp_path: Path) -> None:
     chance = random.Random(7)
     truths = {run: read_everything(run) for run in runs}
     states = {run: every_state(run) for run in runs}
@@ -98,7 +99,7 @@ def test_no_damaged_record_and_no_damaged_checkpoint_is_believed(runs: list[Path
             (copy / "record").glob("*.json")
         )
         victim, damage = chance.choice(victims), chance.choice(DAMAGES)
-        is_last_event = victim == max((copy / "record").glob("*.json"))
+        is_last_file = victim == max((copy / "record").glob("*.json"))
         damage(victim, chance)
         what = f"{damage.__name__} of {victim.relative_to(copy)} in {run}"
         try:
@@ -106,8 +107,8 @@ def test_no_damaged_record_and_no_damaged_checkpoint_is_believed(runs: list[Path
         except CorruptFileError as error:
             counts["refused and named" if victim.name in str(error) else "refused"] += 1
             continue
-        if damage is delete and is_last_event and run != runs[0]:
-            continue  # as if it had been killed before that event; a run that ended in order knows how many there were
+        if damage is delete and is_last_file and run != runs[0]:
+            continue  # as if it had been killed before that file; the lease of a run that ended in order has the number
         assert seen == truths[run], what
         for name, state in resumed.items():
             assert state in states[run].get(name, [None]), what

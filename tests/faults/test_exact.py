@@ -140,8 +140,8 @@ def test_ranks_draw_what_they_should(trainings: Trainings) -> None:
 @ANY_NUMBER
 def test_the_ranks_agree(trainings: Trainings, world_size: int) -> None:
     first, *others = trainings.uninterrupted(world_size)
-    assert [row["epoch"] for row in first.history] == [1, 2, 3, 4, 5]
-    assert first.history[-1]["train_loss"] < 0.7 * first.history[0]["train_loss"], "and it learns"
+    assert [metrics.epoch for metrics in first.history] == [1, 2, 3, 4, 5]
+    assert first.history[-1].train.loss < 0.7 * first.history[0].train.loss, "and it learns"
     for other in others:
         assert (other.tensors, other.history) == (first.tensors, first.history)
 
@@ -150,7 +150,7 @@ def test_the_ranks_agree(trainings: Trainings, world_size: int) -> None:
 
 
 @ANY_NUMBER
-def test_killed_after_every_epoch_it_ends_the_same(trainings: Trainings, world_size: int) -> None:
+def test_kills_after_every_epoch(trainings: Trainings, world_size: int) -> None:
     """Each life does one epoch and is killed, all of its processes."""
     folder = trainings.new_folder()
     for epoch in range(1, CONFIG.num_epochs):
@@ -161,7 +161,7 @@ def test_killed_after_every_epoch_it_ends_the_same(trainings: Trainings, world_s
 
 
 @pytest.mark.parametrize("epoch", range(1, CONFIG.num_epochs + 1))
-def test_killed_once_after_any_epoch_it_ends_the_same(trainings: Trainings, epoch: int) -> None:
+def test_one_kill_after_any_epoch(trainings: Trainings, epoch: int) -> None:
     """With three workers, where the order of adding up shows; after the last epoch nothing is left to do."""
     folder = trainings.new_folder()
     trainings.killed_after(epoch, 3, folder)
@@ -171,7 +171,7 @@ def test_killed_once_after_any_epoch_it_ends_the_same(trainings: Trainings, epoc
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
-def test_killed_at_any_moment_it_ends_the_same(trainings: Trainings, world_size: int) -> None:
+def test_kills_at_any_moment(trainings: Trainings, world_size: int) -> None:
     """Ranks go on while they are killed one by one, in the middle of steps and of writing checkpoints."""
     chance = random.Random(world_size)
     folder = trainings.new_folder()
@@ -185,7 +185,7 @@ def test_killed_at_any_moment_it_ends_the_same(trainings: Trainings, world_size:
     assert differences(trainings.live(world_size, folder).results(), trainings.uninterrupted(world_size)) == []
 
 
-def test_another_number_of_workers_goes_on_with_the_same_draws_of_the_order(trainings: Trainings) -> None:
+def test_other_worker_counts_keep_the_order(trainings: Trainings) -> None:
     """Not bit for bit, which is why this is no case of the above, but through the same examples."""
     [resumed] = trainings.live(1, trainings.half(3)).results()
     [alone] = trainings.uninterrupted(1)
@@ -206,14 +206,14 @@ PARTS = [
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_nothing_forgotten_nothing_different(trainings: Trainings, world_size: int) -> None:
+def test_nothing_forgotten_changes_nothing(trainings: Trainings, world_size: int) -> None:
     """The mutants below change this, and nothing else."""
     ranks = trainings.live(world_size, trainings.half(world_size)).results()
     assert differences(ranks, trainings.uninterrupted(world_size)) == []
 
 
 @pytest.mark.parametrize(("world_size", "part"), [(2 + number % 2, part) for number, part in enumerate(PARTS)])
-def test_a_part_of_the_state_that_is_left_out_is_noticed(trainings: Trainings, world_size: int, part: str) -> None:
+def test_forgotten_state_is_noticed(trainings: Trainings, world_size: int, part: str) -> None:
     ranks = trainings.live(world_size, trainings.half(world_size), partial(forget, part, None)).results()
     assert differences(ranks, trainings.uninterrupted(world_size))
 
@@ -221,13 +221,13 @@ def test_a_part_of_the_state_that_is_left_out_is_noticed(trainings: Trainings, w
 @pytest.mark.parametrize(
     "part", ["head.weight", "optimizer.mean", "optimizer.mean_square", "optimizer.num_steps", "history"]
 )
-def test_a_part_that_one_rank_leaves_out_is_noticed(trainings: Trainings, part: str) -> None:
+def test_state_forgotten_by_one_rank(trainings: Trainings, part: str) -> None:
     ranks = trainings.live(2, trainings.half(2), partial(forget, part, 1)).results()
     assert differences(ranks, trainings.uninterrupted(2))
 
 
 @pytest.mark.parametrize("what", ["epoch", "rank"])
-def test_seeding_that_leaves_something_out_is_noticed(trainings: Trainings, what: str) -> None:
+def test_incomplete_seeds_are_noticed(trainings: Trainings, what: str) -> None:
     ranks = trainings.live(2, trainings.new_folder(), partial(seed_without, what)).results()
     assert faults_of_drawing(ranks)
 
@@ -241,10 +241,10 @@ def differences_under(trainings: Trainings, mutant: Mutant, world_size: int) -> 
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_random_state_that_is_neither_kept_nor_derived_is_noticed(trainings: Trainings, world_size: int) -> None:
+def test_lost_random_state_is_noticed(trainings: Trainings, world_size: int) -> None:
     assert differences_under(trainings, seed_once, world_size)
 
 
-def test_the_order_of_adding_up_is_noticed_from_three_workers_on(trainings: Trainings) -> None:
+def test_order_of_sums_is_noticed(trainings: Trainings) -> None:
     """With two there is but one order."""
     assert differences_under(trainings, add_up_in_another_order, 3)

@@ -1,39 +1,57 @@
-"""A process that is killed before, in the middle of, or after any durable write loses nothing that matters."""
+"""A process that is killed before, during or after any durable write loses nothing that matters."""
 
 import json
 import os
 import warnings
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import optuna
 import pandas as pd
 import pytest
 
-from mnist_ray import run_job
+from mnist_ray import LocalBackend, RunDir, run_job
+from mnist_ray.config import Stage
+from mnist_ray.metrics import EpochMetrics
+from mnist_ray.record import events
+from mnist_ray.record.event_log import EventLog
+from mnist_ray.record.state import Training
 from mnist_ray.storage import files
 from mnist_ray.storage.files import FAILPOINT, read_sealed_json
-from tests.faults.small_job import essence, in_a_fork, in_forks, run_in_a_fork, small_spec, stand_in, warm_up
+from tests.small_job import (
+    STAGES,
+    essence,
+    in_a_fork,
+    in_forks,
+    run_in_a_fork,
+    save_every_epoch,
+    small_spec,
+    use_few_images,
+    warm_up,
+)
 
-LATER = ("event-epoch", "event-ended", "checkpoint-manifest", "lease")  # also killed at a later occurrence
+LATER = ("event-epoch", "event-training", "checkpoint-manifest", "lease")  # also killed at a later occurrence
+EVENT_KINDS = 13  # in a run that nothing disturbs: all but the failed retraining's
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _plain_loops(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _small_jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        stand_in(patch)
+        use_few_images(patch)
+        save_every_epoch(patch)
         warm_up(tmp_path_factory.mktemp("warm"))
         yield
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of which every durable write is known: their names and how often each came."""
+    """A run of which every durable write is known: the failpoints' names and how often each came."""
     storage = tmp_path_factory.mktemp("undisturbed")
 
     def call() -> None:
         os.environ[FAILPOINT] = "none"
-        run_job(small_spec(storage))
+        run_job(small_spec(storage), LocalBackend())
         (storage / "passed.json").write_text(json.dumps(files._passed))
 
     assert in_a_fork(call) == 0
@@ -41,11 +59,12 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.timeout(1200)
-def test_a_kill_at_any_durable_write_is_made_good_by_the_same_command(undisturbed: Path, tmp_path: Path) -> None:
+def test_kill_at_every_durable_write(undisturbed: Path, tmp_path: Path) -> None:
     expected = essence(undisturbed / "small")
     passed: dict[str, int] = json.loads((undisturbed / "passed.json").read_text())
     points = [f"{here}:1" for here in passed]
     points += [f"{here}:{passed[here] // 2 + 1}" for here in passed if here.startswith(LATER) and passed[here] > 1]
+    assert len({here.split(":")[0] for here in passed if here.startswith("event-")}) == EVENT_KINDS
     assert len(points) > 80, "the failpoints are there"
 
     def drive(share: list[str]) -> None:
@@ -60,13 +79,14 @@ def test_a_kill_at_any_durable_write_is_made_good_by_the_same_command(undisturbe
 
 
 def check_folder(path: Path, point: str) -> None:
-    """Nothing happened twice, nothing is left half done, and the views are those of the record."""
-    events = [read_sealed_json(event) for event in sorted((path / "record").glob("*.json"))]
-    for kind in ("asked", "ended"):
-        ids = [event["id"] for event in events if event["kind"] == kind]
-        assert len(ids) == len(set(ids)), (point, kind, ids)
-    stages = [event["stage"] for event in events if event["kind"] == "stage"]
-    assert stages.count("unsealed") == 1, point
+    """Check that nothing happened twice, nothing is left half done, and the exports are those of the record."""
+    published = [numbered.event for numbered in EventLog(path / "record").read_new()]
+    for kind in (events.TrainingCreated, events.TrainingEnded):
+        ids = Counter(event.id for event in published if isinstance(event, kind))
+        assert set(ids.values()) == {1}, (point, kind, ids)
+    epochs = Counter((event.id, event.metrics.epoch) for event in published if isinstance(event, events.EpochReported))
+    assert set(epochs.values()) == {1}, (point, epochs)
+    assert sum(isinstance(event, events.TestOpened) for event in published) == 1, point
     leftovers = list(path.rglob(".*"))
     assert not leftovers, (point, leftovers)
     assert not list((path / "checkpoints").iterdir()), point
@@ -79,12 +99,41 @@ def check_folder(path: Path, point: str) -> None:
         assert not [trial for trial in study.trials if not trial.state.is_finished()], point
 
 
-def test_a_trial_in_flight_goes_on_from_its_last_checkpoint(undisturbed: Path, tmp_path: Path) -> None:
-    """A kill just after the second epoch's checkpoint costs no epoch: none is trained, so none is reported, twice."""
+@pytest.mark.parametrize("training_id", ["trial-0000", "retrain"])
+def test_unpublished_epochs_come_from_the_checkpoint(undisturbed: Path, tmp_path: Path, training_id: str) -> None:
+    """The kill comes when epochs have checkpoints and none is published; the times show that none is redone."""
     spec = small_spec(tmp_path)
-    assert run_in_a_fork(spec, "event-epoch:after:2") == -9
+    num_before = 0 if training_id.startswith("trial") else num_epochs(undisturbed / "small", "search", "confirm")
+    assert run_in_a_fork(spec, f"event-epoch_reported:before:{num_before + 1}") == -9
+    run = RunDir(tmp_path / "small")
+    kept = checkpointed_epochs(run)
+    assert kept and all(name.startswith(training_id) for name in kept)
+    assert all(training.epochs_done == 0 for training in trainings_of(run, kept)), "the kill came in between"
     assert run_in_a_fork(spec) == 0
-    events = [read_sealed_json(event) for event in sorted((tmp_path / "small" / "record").glob("*.json"))]
-    epochs = [event["row"]["epoch"] for event in events if event["kind"] == "epoch" and event["id"] == "trial-0000"]
-    assert epochs == [1, 2]
-    assert essence(tmp_path / "small") == essence(undisturbed / "small")
+    for training in trainings_of(RunDir(run.path), kept):
+        assert training.history[: len(kept[training.id])] == kept[training.id]
+    assert essence(run.path) == essence(undisturbed / "small")
+
+
+def checkpointed_epochs(run: RunDir) -> dict[str, list[EpochMetrics]]:
+    """Return the epochs in the latest checkpoint of each training that has one."""
+    latest = {
+        folder.name: max(manifests, key=lambda manifest: manifest.parent.name)
+        for folder in run.paths.all_checkpoints.iterdir()
+        if (manifests := list(folder.rglob("checkpoint.json")))
+    }
+    return {
+        name: [EpochMetrics.from_columns(columns) for columns in read_sealed_json(manifest)["history"]]
+        for name, manifest in latest.items()
+    }
+
+
+def trainings_of(run: RunDir, names: Collection[str]) -> list[Training]:
+    found = [training for stage in STAGES for training in run.state.trainings(stage) if training.id in names]
+    assert len(found) == len(names)
+    return found
+
+
+def num_epochs(path: Path, *stages: Stage) -> int:
+    state = RunDir(path).state
+    return sum(training.epochs_done for stage in stages for training in state.trainings(stage))

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from mnist_ray import RunDir, Site, parse_spec, run_job
-from mnist_ray.pipeline.stages import Listener
-from mnist_ray.record.rundir import Training
+from mnist_ray import Callback, RayBackend, RunDir, parse_spec, run_job
+from mnist_ray.callbacks import TrainingInfo, TrainingOutcome
+from mnist_ray.config import Stage
+from mnist_ray.metrics import EpochMetrics
+from mnist_ray.record.state import Training
 from tests.faults.nodes import Nodes, real_nodes
 
 pytestmark = pytest.mark.slow
@@ -20,43 +21,37 @@ def nodes() -> Iterator[Nodes]:
         yield nodes
 
 
-class Loses(Listener):
+class LosesNodes(Callback):
     """Has a node lost in the search and one in the retraining, and replaced."""
 
     def __init__(self, nodes: Nodes, with_notice: bool) -> None:
         self._nodes = nodes
         self._with_notice = with_notice
         self._begun: set[str] = set()
-        self.ended_before: list[Training] = []  # trials, when the node of the search was lost
+        self.ended_before: dict[str, TrainingOutcome] = {}  # trials, when the node of the search was lost
         self.stages_hit: list[str] = []
-        self.notes: list[str] = []
 
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def _replace_one(self) -> None:
+    def _replace_one(self, stage: Stage) -> None:
+        self.stages_hit.append(stage)
         self._nodes.lose_one(self._with_notice)
         self._nodes.add_one()
 
-    def trial_ended(self, training: Training) -> None:
-        self.ended_before += [] if "search" in self.stages_hit else [training]
+    def on_training_end(self, training: TrainingInfo, outcome: TrainingOutcome) -> None:
+        if "search" not in self.stages_hit:
+            self.ended_before[training.id] = outcome
 
-    def trial_epoch(self, training_id: str, row: dict[str, Any]) -> None:
-        self._begun.add(training_id)
-        if len(self._begun) == 4 and "search" not in self.stages_hit:  # both nodes are at work, two trials ended
-            self.stages_hit.append("search")
-            self._replace_one()
-
-    def retraining_epoch(self, training_id: str, role: str, row: dict[str, Any], num_epochs: int) -> None:
-        if row["epoch"] == 2 and "retrain" not in self.stages_hit:
-            self.stages_hit.append("retrain")
-            self._replace_one()
+    def on_epoch(self, training: TrainingInfo, metrics: EpochMetrics) -> None:
+        if training.stage == "search":
+            self._begun.add(training.id)
+            is_due = len(self._begun) == 4  # both nodes are at work, two trials ended
+        else:
+            is_due = metrics.epoch == 2
+        if is_due and training.stage not in self.stages_hit:
+            self._replace_one(training.stage)
 
 
 @pytest.mark.parametrize("with_notice", [False, True], ids=["lost", "preempted"])
-def test_a_node_that_goes_costs_an_epoch_and_counts_as_a_failure_without_notice(
-    nodes: Nodes, tmp_path: Path, with_notice: bool
-) -> None:
+def test_lost_node_costs_an_epoch(nodes: Nodes, tmp_path: Path, with_notice: bool) -> None:
     spec = parse_spec(
         {
             "name": "small",
@@ -68,21 +63,23 @@ def test_a_node_that_goes_costs_an_epoch_and_counts_as_a_failure_without_notice(
             "max_failures": 0 if with_notice else 1,
         }
     )
-    listener = Loses(nodes, with_notice)
-    run = run_job(spec, Site(nodes.address), listener)
-    assert listener.stages_hit == ["search", "retrain"], listener.notes
-    assert len(listener.ended_before) >= 2
-    for trial in listener.ended_before:
-        assert run.training(trial.id) == trial
-    check(run.trainings("search"), 12, num_failures=int(not with_notice))
-    check(run.trainings("retrain"), 12, num_failures=int(not with_notice))
-    assert run.stage("tested") is not None
-    assert RunDir(run.path).trainings("search") == run.trainings("search")
+    loses = LosesNodes(nodes, with_notice)
+    run = run_job(spec, RayBackend(nodes.address), [loses])
+    assert loses.stages_hit == ["search", "retrain"]
+    assert len(loses.ended_before) >= 2
+    for training_id, outcome in loses.ended_before.items():
+        trial = run.state.training(training_id)
+        assert trial is not None and trial.history[-1] == outcome.last
+        assert (trial.status, trial.epochs_done) == (outcome.status, outcome.epochs_done)
+    check(run.state.trainings("search"), 12, num_failures=int(not with_notice))
+    check(run.state.trainings("retrain"), 12, num_failures=int(not with_notice))
+    assert run.state.tested is not None
+    assert RunDir(run.path).state.trainings("search") == run.state.trainings("search")
 
 
 def check(trainings: list[Training], num_epochs: int, num_failures: int) -> None:
-    """All are complete, and each epoch is there once; failures are those of all together."""
+    """Check that all are complete with each epoch once, and their failures in all."""
     assert [training.status for training in trainings] == ["complete"] * len(trainings)
     for training in trainings:
-        assert [row["epoch"] for row in training.history] == list(range(1, num_epochs + 1))
-    assert sum(training.ended["num_failures"] for training in trainings if training.ended) == num_failures
+        assert [metrics.epoch for metrics in training.history] == list(range(1, num_epochs + 1))
+    assert sum(training.ended.num_failures for training in trainings if training.ended) == num_failures

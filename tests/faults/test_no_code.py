@@ -1,4 +1,4 @@
-"""Nothing that lies in a run's folder is ever run: planted payloads stay what they are, bytes."""
+"""Nothing that lies in a run's folder is ever executed: planted payloads stay bytes."""
 
 import ast
 import contextlib
@@ -20,7 +20,7 @@ from mnist_ray.config import load_spec
 from mnist_ray.pipeline.prediction import trained_model
 from mnist_ray.record.tables import read_results
 from mnist_ray.training.checkpoint import model_from_bytes
-from tests.faults.conftest import Place
+from tests.faults.conftest import MadeRun
 from tests.faults.made_run import LEFTOVERS, OPEN_TRIAL, RETRAINING, checkpoints_of, record_files
 
 pytestmark = pytest.mark.slow
@@ -72,14 +72,14 @@ RUN: dict[str, Callable[[bytes], Any]] = {
 
 
 @pytest.mark.parametrize("kind", PAYLOADS)
-def test_a_payload_runs_where_it_is_let(tmp_path: Path, kind: str) -> None:
+def test_payloads_run_where_allowed(tmp_path: Path, kind: str) -> None:
     """Or the tests below would show nothing."""
     RUN[kind](PAYLOADS[kind](tmp_path / "marker"))
     assert (tmp_path / "marker").is_dir()
 
 
 def kinds_for(path: Path) -> list[str]:
-    """The payloads that a careless reader of such a file might run."""
+    """Return the payloads that a careless reader of such a file might execute."""
     special = {".yaml": ["yaml"], ".npy": ["numpy"], ".py": ["python"], ".safetensors": ["torch", "pickle"]}
     return special.get(path.suffix, ["torch" if path.suffix == ".pt" else "text pickle"])
 
@@ -87,27 +87,28 @@ def kinds_for(path: Path) -> list[str]:
 # --- using a run that holds them
 
 
-def uses(place: Place) -> dict[str, Callable[[], object]]:
-    """Everything that reads from a run's folder, as commands and as functions."""
-    run, spec = place.run, place.spec
+def uses(made: MadeRun) -> dict[str, Callable[[], object]]:
+    """Return everything that reads from a run's folder, as commands and as functions."""
+    run, spec = made.run, made.spec
+    paths = run.paths
     config = spec.training(spec.recipe, spec.retrain.num_epochs, 0)
     functions: dict[str, Callable[[], object]] = {
-        "read the tables": lambda: (read_results(run.results_csv), read_results(run.results_parquet)),
-        "train the best again": lambda: load_spec(run.best_spec),
-        "the spec that ran": lambda: load_spec(run.spec),
+        "read the tables": lambda: (read_results(paths.results_csv), read_results(paths.results_parquet)),
+        "train the best again": lambda: load_spec(paths.selected_spec),
+        "the spec that ran": lambda: load_spec(paths.spec),
         "go on from checkpoints": lambda: [
             checkpoints_of(run, training_id, config).latest() for training_id in (OPEN_TRIAL, RETRAINING)
         ],
         "a model on record": lambda: trained_model(run, RETRAINING),
-        "its copy": lambda: model_from_bytes(run.model(RETRAINING).read_bytes()),
+        "its copy": lambda: model_from_bytes(paths.model(RETRAINING).read_bytes()),
     }
-    commands = {name: partial(place.do, name) for name in place.commands()}  # the last one makes the tables again
+    commands = {name: partial(made.do, name) for name in made.commands()}  # the last one makes the tables again
     return functions | commands
 
 
-def use_all(place: Place) -> None:
-    """Whatever comes of it: that it is a clear message is for other tests."""
-    for use in uses(place).values():
+def use_all(made: MadeRun) -> None:
+    """Use the run in every way, whatever comes of that: other tests are about the messages."""
+    for use in uses(made).values():
         with contextlib.suppress(Exception):
             use()
 
@@ -117,13 +118,13 @@ def marker(tmp_path: Path) -> Path:
     return tmp_path / "a payload ran"
 
 
-def test_a_finished_run_is_read_without_a_fault(finished: Place) -> None:
+def test_every_use_works(finished: MadeRun) -> None:
     """Or the next tests would use nothing."""
     for name, use in uses(finished).items():
         assert use() == 0 or name not in finished.commands(), name
 
 
-def test_no_payload_in_the_record_runs(finished: Place, marker: Path) -> None:
+def test_payloads_on_record_stay_bytes(finished: MadeRun, marker: Path) -> None:
     planted = record_files(finished.run)
     assert len(planted) > 15
     for path, kind in zip(planted, cycle(["text pickle", "torch", "numpy"]), strict=False):
@@ -134,20 +135,20 @@ def test_no_payload_in_the_record_runs(finished: Place, marker: Path) -> None:
         path.write_bytes(whole)
 
 
-@pytest.mark.parametrize("choice", [0, -1])
-def test_payloads_everywhere_but_in_the_record_change_nothing(finished: Place, marker: Path, choice: int) -> None:
+@pytest.mark.parametrize("index", [0, -1])
+def test_payloads_elsewhere_change_nothing(finished: MadeRun, marker: Path, index: int) -> None:
     """In place of every file, and of those that may lie there; the tables are made from the record again."""
-    run = finished.run
-    before = read_results(run.results_csv)
+    run, paths = finished.run, finished.run.paths
+    before = read_results(paths.results_csv)
     planted = {path for path in run.path.rglob("*") if path.is_file()} - set(record_files(run))
     assert len(planted) > 10
     for path in planted | {run.path / name for name in LEFTOVERS}:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(PAYLOADS[kinds_for(path)[choice]](marker))
+        path.write_bytes(PAYLOADS[kinds_for(path)[index]](marker))
     use_all(finished)
     assert not marker.exists()
-    assert read_results(run.results_csv).equals(before)
-    assert read_results(run.results_parquet).equals(before)
+    assert read_results(paths.results_csv).equals(before)
+    assert read_results(paths.results_parquet).equals(before)
 
 
 # --- what the code calls
@@ -167,7 +168,7 @@ CODE_MODULES = {"pickle", "cloudpickle", "dill", "marshal", "shelve", "ray.cloud
 
 
 def runs_code(source: str) -> list[str]:
-    """The calls and imports in a program that could run code from a file."""
+    """Return the calls and imports in a program that could execute code from a file."""
     tree = ast.parse(source)
     names = _imported(tree)
     found = [name for name in names.values() if name in CODE_MODULES or name.rpartition(".")[0] in CODE_MODULES]
@@ -192,7 +193,7 @@ def _dangers(name: str, call: ast.Call, safe_loaders: set[str]) -> list[str]:
 
 
 def _imported(tree: ast.AST) -> dict[str, str]:
-    """Local names of imports, and what they stand for."""
+    """Return the local names of imports with their full names."""
     names: dict[str, str] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -215,7 +216,7 @@ PROGRAMS = [path for folder in ("mnist_ray", "jobs") for path in sorted((ROOT / 
 
 
 @pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_the_program_calls_nothing_that_runs_code(path: Path) -> None:
+def test_the_program_loads_no_code(path: Path) -> None:
     assert runs_code(path.read_text(encoding="utf-8")) == []
 
 
@@ -244,7 +245,7 @@ def test_the_program_calls_nothing_that_runs_code(path: Path) -> None:
         "import torch.distributed as dist\ndist.broadcast_object_list(held)",
     ],
 )
-def test_what_could_run_code_is_found(source: str) -> None:
+def test_dangerous_calls_are_found(source: str) -> None:
     assert runs_code(source)
 
 
@@ -261,5 +262,5 @@ def test_what_could_run_code_is_found(source: str) -> None:
         "import re\nre.compile(text)",
     ],
 )
-def test_what_runs_no_code_is_let_through(source: str) -> None:
+def test_safe_calls_are_allowed(source: str) -> None:
     assert runs_code(source) == []

@@ -12,9 +12,9 @@ import pytest
 from mnist_ray.cli.main import main
 from mnist_ray.config import parse_spec
 from mnist_ray.errors import CorruptFileError, SpecError
-from mnist_ray.record.exports import write_views
+from mnist_ray.record.exports import write_exports
 from mnist_ray.record.rundir import RunDir
-from tests.faults.conftest import NOWHERE, Place
+from tests.faults.conftest import NOWHERE, MadeRun
 from tests.faults.made_run import RETRAINING, TRIAL, record_files, tamper
 
 pytestmark = pytest.mark.slow
@@ -28,9 +28,7 @@ HOSTILE_NAMES = [
 
 
 @pytest.mark.parametrize("name", HOSTILE_NAMES, ids=lambda name: ascii(name)[:20])
-def test_a_name_that_is_no_name_is_refused_before_anything_is_made(
-    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_hostile_names_make_nothing(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SpecError, match="name"):
         parse_spec({"name": name, "data": {"name": "digits"}})
     (tmp_path / "spec.yaml").write_text("data: {name: digits, num_validation: 180}\n")
@@ -43,7 +41,7 @@ def test_a_name_that_is_no_name_is_refused_before_anything_is_made(
 
 @pytest.mark.parametrize("name", HOSTILE_NAMES, ids=lambda name: ascii(name)[:20])
 @pytest.mark.parametrize("command", ["report", "compare", "evaluate", "predict"])
-def test_reading_a_run_of_such_a_name_makes_nothing_and_fails_clearly(
+def test_hostile_names_are_not_read(
     tmp_path: Path, name: str, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -69,13 +67,13 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def auditing() -> None:
-    """An audit hook stays for as long as the process; it does nothing while nobody watches."""
+    """Install an audit hook, which stays for as long as the process and does nothing outside `watched`."""
     sys.addaudithook(_audit)
 
 
 @contextmanager
 def watched() -> Iterator[list[Path]]:
-    """Every path that Python opens, makes, moves or removes meanwhile."""
+    """Yield a list that gets every path that Python opens, makes, moves or removes meanwhile."""
     global _seen
     _seen = []
     try:
@@ -84,32 +82,32 @@ def watched() -> Iterator[list[Path]]:
         _seen = None
 
 
-def outside(place: Place, paths: list[Path]) -> list[Path]:
-    """Those below the test's folder, or in the system's, that are not the run's and were not given."""
-    allowed = (place.run.path, place.image.parent)
+def outside(made: MadeRun, paths: list[Path]) -> list[Path]:
+    """Return the paths below the test's folder, or in the system's, that are not the run's and were not given."""
+    allowed = (made.run.path, made.image.parent)
     resolved = {path.resolve() for path in paths}
     return sorted(
         path
         for path in resolved
-        if (path.is_relative_to(place.folder.parent) or path.is_relative_to("/etc/passwd"))
+        if (path.is_relative_to(made.folder.parent) or path.is_relative_to("/etc/passwd"))
         and not any(path.is_relative_to(folder) for folder in allowed)
     )
 
 
 @pytest.fixture
-def decoys(finished: Place) -> list[Path]:
-    """Sound models, one for each hostile id, which a program that follows it would load."""
+def decoys(finished: MadeRun) -> list[Path]:
+    """Put sound models where a program that follows a hostile id would load one."""
     made = [finished.storage / "outside.safetensors", finished.folder / "outside.safetensors"]
     for path in made:
-        shutil.copyfile(finished.run.model(RETRAINING), path)
+        shutil.copyfile(finished.run.paths.model(RETRAINING), path)
     return made
 
 
-def hostile_ids(place: Place) -> dict[str, str]:
+def hostile_ids(made: MadeRun) -> dict[str, str]:
     return {
         "out of models": "../../outside",
         "out of storage": "../../../outside",
-        "absolute": str(place.folder / "outside"),
+        "absolute": str(made.folder / "outside"),
         "back into another": f"../models/{RETRAINING}",
         "nul": "a\0b",
         "long": "x" * 5000,
@@ -118,15 +116,19 @@ def hostile_ids(place: Place) -> dict[str, str]:
     }
 
 
+STAGE_KINDS = ("configuration_selected", "test_opened", "test_scored")
+TRAINING_KINDS = ("training_created", "epoch_reported", "training_ended")
+
+
 def replacing(old: str, new: str) -> Callable[[Any], Any]:
     return lambda value: new if value == old else value
 
 
-@pytest.mark.parametrize("kinds", [(), ("stage",), ("asked", "ended", "epoch")], ids=["all", "stages", "trainings"])
+@pytest.mark.parametrize("kinds", [(), STAGE_KINDS, TRAINING_KINDS], ids=["all", "stages", "trainings"])
 @pytest.mark.parametrize("old", [RETRAINING, TRIAL])
 @pytest.mark.parametrize("kind", ["out of models", "out of storage", "absolute", "nul", "long", "empty", "dots"])
-def test_a_hostile_id_on_record_leads_nowhere(
-    finished: Place, decoys: list[Path], kind: str, old: str, kinds: tuple[str, ...]
+def test_hostile_ids_lead_nowhere(
+    finished: MadeRun, decoys: list[Path], kind: str, old: str, kinds: tuple[str, ...]
 ) -> None:
     tamper(finished.run, replacing(old, hostile_ids(finished)[kind]), kinds)
     before = everything_outside(finished)
@@ -141,9 +143,7 @@ def test_a_hostile_id_on_record_leads_nowhere(
 
 @pytest.mark.parametrize("name", ["../../../given/spec.yaml", "/etc/passwd", "..", "a\0b", "X" * 64, "0" * 64])
 @pytest.mark.parametrize("key", ["model", "logits"])
-def test_a_hostile_name_of_something_large_leads_nowhere(
-    finished: Place, key: str, name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_hostile_blobs_lead_nowhere(finished: MadeRun, key: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     tamper(finished.run, lambda value: {**value, key: name} if isinstance(value, dict) and key in value else value)
     before = everything_outside(finished)
     with watched() as seen:
@@ -155,15 +155,15 @@ def test_a_hostile_name_of_something_large_leads_nowhere(
     assert "root:" not in "".join(capsys.readouterr())
 
 
-def everything_outside(place: Place) -> dict[Path, bytes]:
-    """Every file near the run but its own."""
-    near = (path for path in place.folder.parent.rglob("*") if not path.is_relative_to(place.run.path))
+def everything_outside(made: MadeRun) -> dict[Path, bytes]:
+    """Return every file near the run that is not the run's."""
+    near = (path for path in made.folder.parent.rglob("*") if not path.is_relative_to(made.run.path))
     return {path: path.read_bytes() for path in near if path.is_file()}
 
 
 @pytest.mark.parametrize("log", ["/etc/passwd", "../../outside.safetensors", "a\0b"])
-def test_a_hostile_log_on_record_is_not_opened(
-    finished: Place, decoys: list[Path], log: str, capsys: pytest.CaptureFixture[str]
+def test_hostile_logs_are_not_opened(
+    finished: MadeRun, decoys: list[Path], log: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def change(value: Any) -> Any:
         return {**value, "log": log, "reason": "x"} if isinstance(value, dict) and "status" in value else value
@@ -172,38 +172,36 @@ def test_a_hostile_log_on_record_is_not_opened(
     assert any(b'"log"' in path.read_bytes() for path in record_files(finished.run))
     with watched() as seen:
         codes = {finished.do(name) for name in finished.commands()}
-        write_views(finished.run)
+        write_exports(finished.run.path)
     assert outside(finished, seen) == []
     assert codes == {0}
-    assert "root:" not in "".join(capsys.readouterr()) + finished.run.results_markdown.read_text()
+    assert "root:" not in "".join(capsys.readouterr()) + finished.run.paths.results_markdown.read_text()
 
 
-def test_the_watching_sees_what_leaves(finished: Place, decoys: list[Path]) -> None:
+def test_escapes_are_noticed(finished: MadeRun, decoys: list[Path]) -> None:
     """Or the tests above would show nothing."""
     with watched() as seen:
         decoys[0].read_bytes()
         (finished.storage / "made").joinpath("..", "new").mkdir()
-        RunDir(finished.folder).spec.write_text("x")
-        finished.run.spec.read_bytes()
+        RunDir(finished.folder).paths.spec.write_text("x")
+        finished.run.paths.spec.read_bytes()
     assert outside(finished, seen) == sorted([decoys[0], finished.storage / "new", finished.folder / "spec.yaml"])
 
 
 # --- the run's folder itself
 
 MAKE_PATHS: dict[str, Callable[[RunDir, str], object]] = {
-    "model": lambda run, name: run.model(name),
-    "test_logits": lambda run, name: run.test_logits(name),
-    "training_log": lambda run, name: run.training_log(name),
-    "checkpoints": lambda run, name: run.checkpoints(name),
-    "remove_checkpoints": lambda run, name: run.remove_checkpoints(name),
-    "record_asked": lambda run, name: run.record_asked(name, "search", {}),
+    "model": lambda run, name: run.paths.model(name),
+    "test_logits": lambda run, name: run.paths.test_logits(name),
+    "training_log": lambda run, name: run.paths.training_log(name),
+    "checkpoints": lambda run, name: run.paths.checkpoints(name),
     "blob": lambda run, name: run.blob(name),
 }
 
 
 @pytest.mark.parametrize("name", ["../../x", "../x", "ROOT/x", "..", ".", "", "a/b", "a\0b", "trial-0001/../../x"])
 @pytest.mark.parametrize("method", MAKE_PATHS)
-def test_no_method_takes_an_id_that_is_none(tmp_path: Path, method: str, name: str) -> None:
+def test_paths_refuse_hostile_ids(tmp_path: Path, method: str, name: str) -> None:
     (tmp_path / "x").mkdir()
     with pytest.raises((AssertionError, CorruptFileError, ValueError)):
         MAKE_PATHS[method](RunDir(tmp_path / "storage" / "run"), name.replace("ROOT", str(tmp_path)))

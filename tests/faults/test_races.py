@@ -12,24 +12,26 @@ import pytest
 from mnist_ray import RunDir
 from mnist_ray.errors import OwnedByAnotherError, TakenOverError
 from mnist_ray.record import lease as ownership
+from mnist_ray.record.events import ConfirmationStarted, Event, RetrainingFailed, RunTaken
 from mnist_ray.record.lease import owned
-from mnist_ray.storage.files import read_sealed_json
 
 NUM_RACES = 50
-NUM_STAGES = 12
+NUM_STEPS = 12
 LOST = 7
 
 
 def drive(path: Path) -> int:
-    """What a driver does: own the run, go on where it is, end it. Returns its exit code."""
+    """Own the run, go on with it, end it, as a driver does; return the exit code."""
     run = RunDir(path)
     try:
-        with owned(run, lambda note: None, lambda: None):
-            while len(run.all_stages()) < NUM_STAGES:
+        with owned(run, lambda: None) as writer:
+            while len(run.state.stage_events) < NUM_STEPS:
                 time.sleep(0.01)
-                run.record_stage("step", pid=os.getpid())
-            if run.stage("finished") is None:
-                run.record_stage("finished", pid=os.getpid())
+                for _ in range(2):  # in one file or in two
+                    writer.record(ConfirmationStarted(trainings=(str(os.getpid()),)))
+                writer.flush()
+            if run.state.retraining_failed is None:
+                writer.publish(RetrainingFailed(error=str(os.getpid())))
     except (OwnedByAnotherError, TakenOverError):
         return LOST
     return 0
@@ -48,6 +50,18 @@ def start(path: Path) -> int:
     return child
 
 
+def author_of(event: Event) -> str:
+    """Return the id of the process that recorded an event."""
+    match event:
+        case RunTaken():
+            return str(event.process.pid)
+        case ConfirmationStarted():
+            return event.trainings[0]
+        case RetrainingFailed():
+            return event.error
+    raise AssertionError(event)
+
+
 def race(path: Path, chance: random.Random) -> list[int]:
     """Three drivers, started within a moment; one is paused for longer than its lease lasts, and woken."""
     drivers = []
@@ -63,9 +77,7 @@ def race(path: Path, chance: random.Random) -> list[int]:
     return [os.waitstatus_to_exitcode(os.waitpid(driver, 0)[1]) for driver in drivers]
 
 
-def test_of_drivers_that_race_one_publishes_at_a_time_and_one_finishes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_driver_at_a_time_publishes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, seconds in (("RENEW_S", 0.05), ("EXPIRE_S", 0.4), ("LOOK_S", 0.02)):
         monkeypatch.setattr(ownership, name, seconds)
     chance = random.Random(11)
@@ -75,13 +87,11 @@ def test_of_drivers_that_race_one_publishes_at_a_time_and_one_finishes(
         codes = race(path, chance)
         assert set(codes) <= {0, LOST}, codes
         assert 0 in codes
-        events = [read_sealed_json(event) for event in sorted((path / "record").glob("*.json"))]
-        owners = [event["pid"] for event in events if event["kind"] == "owner"]
-        num_taken_over += len(owners) > 1
-        owner = None
+        events = [numbered.event for numbered in RunDir(path).log.read_new()]
+        num_taken_over += sum(isinstance(event, RunTaken) for event in events) > 1
+        owner = ""
         for event in events:
-            owner = event["pid"] if event["kind"] == "owner" else owner
-            assert event["pid"] == owner, "an event of somebody who was not the owner"
-        assert [event.get("stage") for event in events].count("finished") == 1
-        assert RunDir(path).stage("finished") is not None
+            owner = str(event.process.pid) if isinstance(event, RunTaken) else owner
+            assert author_of(event) == owner, "an event of a process that was not the owner"
+        assert sum(isinstance(event, RetrainingFailed) for event in events) == 1
     assert num_taken_over > 10, "the races are races"

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from mnist_ray.cli.main import main
-from tests.faults.conftest import Place
+from tests.faults.conftest import MadeRun
 from tests.faults.made_run import LEFTOVERS, record_files
 from tests.faults.test_no_code import PAYLOADS, kinds_for
 
@@ -51,16 +51,16 @@ def ray_dir() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def plant_everywhere(place: Place, marker: Path) -> None:
+def plant_everywhere(made: MadeRun, marker: Path) -> None:
     """In place of every file but the record's, and of those that a killed run may leave."""
-    run = place.run
+    run = made.run
     there = {path for path in run.path.rglob("*") if path.is_file()} - set(record_files(run))
     for path in there | {run.path / name for name in LEFTOVERS}:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(PAYLOADS[kinds_for(path)[0]](marker))
 
 
-def test_a_job_goes_on_among_payloads_and_keeps_secrets(interrupted: Place, ray_dir: Path, tmp_path: Path) -> None:
+def test_job_keeps_secrets_among_payloads(interrupted: MadeRun, ray_dir: Path, tmp_path: Path) -> None:
     marker = tmp_path / "a payload ran"
     plant_everywhere(interrupted, marker)
     (ray_dir / "home").mkdir()
@@ -87,15 +87,15 @@ def test_a_job_goes_on_among_payloads_and_keeps_secrets(interrupted: Place, ray_
             process.kill()
             process.wait(60)
         output.seek(0)
-        said = output.read()
-    assert process.returncode == 0, said
+        printed = output.read()
+    assert process.returncode == 0, printed
     assert not marker.exists()
-    assert interrupted.run.stage("tested"), said
+    assert interrupted.run.state.tested, printed
     assert {*found, *leaks(interrupted.storage)} == set()
-    assert CANARY not in said
+    assert CANARY not in printed
 
 
-def test_a_leak_would_be_found(tmp_path: Path) -> None:
+def test_leak_is_found(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "log").write_bytes(b"\x00" + SECRETS["RAY_AUTH_TOKEN"].encode())
     (tmp_path / "other").write_text("nothing")
@@ -113,8 +113,8 @@ def test_a_leak_would_be_found(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("how", ["--address", "RAY_ADDRESS", "doctor"])
-def test_a_password_in_an_address_is_not_shown(
-    finished: Place,
+def test_password_in_address_is_hidden(
+    finished: MadeRun,
     address: str,
     how: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -133,8 +133,8 @@ def test_a_password_in_an_address_is_not_shown(
     assert leaks(finished.folder) == []
 
 
-def test_a_password_of_a_proxy_is_not_shown(
-    finished: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_password_of_proxy_is_hidden(
+    finished: MadeRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("urllib.request._opener", None)  # where the proxies of the first use are kept
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):

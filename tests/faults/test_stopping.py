@@ -1,4 +1,7 @@
-"""Ctrl-C, SIGTERM and `ray job stop` leave a run that the same command goes on with, and nothing that still runs."""
+"""Ctrl-C, SIGTERM and `ray job stop` leave a run that the same command goes on with, and nothing that still runs.
+
+The same without Ray: tests/pipeline/test_local_backend.py.
+"""
 
 import os
 import shutil
@@ -12,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from mnist_ray import RunDir
+from mnist_ray.config import Stage
+from mnist_ray.record.events import ConfigurationSelected
 from tests.ray_head import BIN, REPOSITORY, Head, descendants
 
 pytestmark = pytest.mark.slow
@@ -46,12 +51,12 @@ def wait_for(condition: Callable[[], bool], seconds: float) -> None:
         time.sleep(0.1)
 
 
-def num_epochs(run: RunDir, stage: str) -> int:
-    return sum(training.epochs_done for training in run.trainings(stage))
+def num_epochs(run: RunDir, stage: Stage) -> int:
+    return sum(training.epochs_done for training in run.state.trainings(stage))
 
 
 def stop(process: "subprocess.Popen[str]", number: int) -> str:
-    """Send a signal; the command must say how to go on and be gone in ten seconds, and its processes in fifteen."""
+    """Send a signal; the command prints how to go on and ends within ten seconds, its processes within fifteen."""
     below = list(descendants(process.pid))
     assert len(below) > 3
     process.send_signal(number)
@@ -66,14 +71,14 @@ def stop(process: "subprocess.Popen[str]", number: int) -> str:
 
 
 @pytest.mark.timeout(400)
-def test_a_run_is_stopped_in_its_search_and_in_its_retraining_and_goes_on(tmp_path: Path, ray_dir: Path) -> None:
+def test_stopped_run_goes_on(tmp_path: Path, ray_dir: Path) -> None:
     run = RunDir(tmp_path / "small")
     with start(tmp_path, ray_dir) as process:
         wait_for(lambda: num_epochs(run, "search") >= 8, 120)  # in its second trial
         stop(process, signal.SIGTERM)
-    first = run.trainings("search")[0]
+    first = run.state.trainings("search")[0]
     assert first.status == "complete"
-    assert (run.path / "results.csv").is_file()
+    assert run.paths.results_csv.is_file()
     with start(tmp_path, ray_dir) as process:
         wait_for(lambda: num_epochs(run, "retrain") >= 2, 180)
         stop(process, signal.SIGINT)
@@ -81,14 +86,14 @@ def test_a_run_is_stopped_in_its_search_and_in_its_retraining_and_goes_on(tmp_pa
     with start(tmp_path, ray_dir) as process:
         printed, _ = process.communicate(timeout=180)
         assert process.returncode == 0, printed
-    assert run.trainings("search")[0] == first
-    assert [training.epochs_done for training in run.trainings("search")] == [6, 6, 6]
-    assert all(training.epochs_done == 60 for training in run.trainings("retrain"))
-    assert [entry["stage"] for entry in run.all_stages()].count("chosen") == 1
+    assert run.state.trainings("search")[0] == first
+    assert [training.epochs_done for training in run.state.trainings("search")] == [6, 6, 6]
+    assert all(training.epochs_done == 60 for training in run.state.trainings("retrain"))
+    assert sum(isinstance(event, ConfigurationSelected) for event in run.state.stage_events) == 1
 
 
 @pytest.mark.timeout(200)
-def test_ray_job_stop_leaves_a_run_that_can_go_on(head: Head) -> None:
+def test_stopped_job_can_go_on(head: Head) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {"HOME": str(head.folder / "client"), "RAY_ADDRESS": head.dashboard, **head.environment}
 
@@ -112,4 +117,4 @@ def test_ray_job_stop_leaves_a_run_that_can_go_on(head: Head) -> None:
         lambda: "ray::ImplicitFunc" not in " ".join(descendants(head.pid).values()), 15 - (time.monotonic() - began)
     )
     assert "run the same command again" in ray_job("logs", "stopped")
-    assert (run.path / "results.csv").is_file(), "it ended in good order"
+    assert run.paths.results_csv.is_file(), "it ended in good order"

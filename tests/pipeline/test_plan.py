@@ -9,8 +9,9 @@ import pytest
 
 from mnist_ray.config import JobSpec, parse_spec
 from mnist_ray.errors import SpecError
-from mnist_ray.pipeline.plan import Plan, expected_epochs, plan, upload_bytes
-from mnist_ray.ray_backend.cluster import Capacity
+from mnist_ray.pipeline.capacity import Capacity
+from mnist_ray.pipeline.plan import Plan, expected_epochs, plan
+from mnist_ray.ray_backend.compat import upload_bytes
 from tests.report.made_up import made_up_spec, make_up
 
 TWO = Capacity(2, 0)
@@ -24,7 +25,7 @@ def facts(found: Plan) -> dict[str, str]:
     return dict(found.facts)
 
 
-def test_places_batches_and_data(tmp_path: Path) -> None:
+def test_plan_names_slots_batches_and_data(tmp_path: Path) -> None:
     found = plan(a_spec(tmp_path, retrain={"workers": 2, "seeds": [0, 1]}), TWO)
     assert facts(found)["trials"] == "20, 2 at once, each 1 CPUs and 0 GPUs"
     assert facts(found)["retraining"].startswith("4 trainings on 2 workers")
@@ -34,7 +35,7 @@ def test_places_batches_and_data(tmp_path: Path) -> None:
     assert found.obstacles == []
 
 
-def test_time_and_cost_follow_from_the_benchmark(tmp_path: Path) -> None:
+def test_benchmark_gives_time_and_cost(tmp_path: Path) -> None:
     section = {"rows": [{"loop": "mnist_ray", "threads": 1, "wall ms": 25.6}]}  # 0.2 ms an image
     (tmp_path / "benchmark.json").write_text(json.dumps({"sections": [section]}))
     search = {"num_trials": 4, "num_epochs": 2, "early_stopping": None}
@@ -49,7 +50,7 @@ def test_time_and_cost_follow_from_the_benchmark(tmp_path: Path) -> None:
     assert f"{total[0] / 100:.2f} to {total[1] / 100:.2f}" in cost
 
 
-def test_an_elastic_retraining_is_planned_for_both_ends(tmp_path: Path) -> None:
+def test_elastic_retraining_has_two_estimates(tmp_path: Path) -> None:
     section = {"rows": [{"loop": "mnist_ray", "threads": 1, "wall ms": 25.6}]}  # 0.2 ms an image
     (tmp_path / "benchmark.json").write_text(json.dumps({"sections": [section]}))
     found = plan(a_spec(tmp_path, retrain={"num_epochs": 10, "workers": [1, 8]}), TWO)
@@ -75,14 +76,14 @@ def test_an_elastic_retraining_is_planned_for_both_ends(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_the_fewest_workers_must_fit(tmp_path: Path, retrain: dict[str, Any], remedy: str) -> None:
+def test_fewest_workers_must_fit(tmp_path: Path, retrain: dict[str, Any], remedy: str) -> None:
     with pytest.raises(SpecError) as refused:
         TWO.check_retraining(a_spec(tmp_path, retrain=retrain))
     assert remedy in str(refused.value)
     TWO.check_retraining(a_spec(tmp_path, retrain={"workers": [2, 8]}))
 
 
-def test_an_earlier_run_on_the_same_data_is_believed_before_the_benchmark(tmp_path: Path) -> None:
+def test_earlier_run_gives_the_speed(tmp_path: Path) -> None:
     make_up(made_up_spec(tmp_path, name="earlier"), until="searched")  # 180 images in 0.01 s
     found = plan(made_up_spec(tmp_path, name="next"), TWO)
     assert "from run earlier" in facts(found)["speed"]
@@ -90,13 +91,13 @@ def test_an_earlier_run_on_the_same_data_is_believed_before_the_benchmark(tmp_pa
     assert "not known" in facts(plan(a_spec(tmp_path), TWO))["speed"]  # it was on digits
 
 
-def test_early_stopping_shortens_what_is_expected_and_not_what_it_takes_at_most() -> None:
+def test_early_stopping_shortens_the_expectation() -> None:
     search = a_spec(Path(), search={"num_epochs": 10}).search  # rungs 1 and 4, one in four goes on
     assert expected_epochs(search) == pytest.approx(1 + 3 / 4 + 6 / 16)
     assert expected_epochs(search.model_copy(update={"early_stopping": None})) == 10
 
 
-def test_everything_in_the_way_is_named_at_once(tmp_path: Path) -> None:
+def test_all_obstacles_are_named(tmp_path: Path) -> None:
     spec = a_spec(tmp_path, search={"gpus_per_trial": 1.0}, retrain={"workers": 9})
     found = plan(spec, TWO)
     assert any("search.gpus_per_trial" in line for line in found.lines())
@@ -104,13 +105,13 @@ def test_everything_in_the_way_is_named_at_once(tmp_path: Path) -> None:
     assert found.estimates == []
 
 
-def test_a_disk_without_room_is_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_is_an_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=1000))
     (obstacle,) = plan(a_spec(tmp_path), TWO).obstacles
     assert str(tmp_path) in obstacle and "1,000 bytes are free" in obstacle
 
 
-def test_the_upload_is_what_ray_packs(tmp_path: Path) -> None:
+def test_upload_is_what_ray_packs(tmp_path: Path) -> None:
     (tmp_path / ".rayignore").write_text("/left_out/\n")
     (tmp_path / "left_out").mkdir()
     (tmp_path / "left_out" / "large").write_bytes(b"\0" * 1_000_000)

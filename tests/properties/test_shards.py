@@ -6,8 +6,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mnist_ray.config import TrainingConfig
-from mnist_ray.training.kernels.flat_adam import Adam
-from mnist_ray.training.loop import Examples, Steps, Worker, evaluate, train_one_epoch
+from mnist_ray.training.distributed import Worker
+from mnist_ray.training.evaluation import evaluate
+from mnist_ray.training.examples import Examples
+from mnist_ray.training.kernels.flat_adam import FlatAdam
+from mnist_ray.training.loop import Steps, train_one_epoch
 
 counts = st.integers(0, 300)
 world_sizes = st.integers(1, 12)
@@ -84,7 +87,7 @@ def test_every_example_is_trained_on_once_an_epoch_in_the_same_global_batches(
         by_rank = []
         for worker in workers(world_size):
             witness = Witness()
-            steps = Steps(witness, Adam(witness.parameters(), 0.001), examples, worker)
+            steps = Steps(witness, FlatAdam(witness.parameters(), 0.001), examples, worker)
             train_one_epoch(steps, num_examples, config, epoch, worker)
             by_rank.append(witness.seen)
         return [[number for share in shares for number in share] for shares in zip(*by_rank, strict=True)]

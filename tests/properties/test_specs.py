@@ -1,4 +1,4 @@
-"""Whatever is given as a spec, it is one or it is refused with the keys named; there is no third way."""
+"""Any input is accepted as a spec or refused with the names of its keys."""
 
 import copy
 import re
@@ -42,7 +42,7 @@ def a_whole_spec() -> dict[str, Any]:
 
 @st.composite
 def nearly_right(draw: st.DrawFn) -> dict[str, Any]:
-    """A whole spec in which a few values, parts or keys are others."""
+    """Draw a whole spec with a few values, parts or keys changed."""
     content = a_whole_spec()
     for _ in range(draw(st.integers(1, 3))):
         part: Any = content
@@ -95,12 +95,12 @@ def check_spec_or_refusal(content: dict[str, Any]) -> None:
 
 @given(contents)
 @example({"data": {"name": "digits"}})
-def test_any_values_are_a_spec_or_are_refused_with_their_keys(content: dict[str, Any]) -> None:
+def test_any_values_are_accepted_or_refused(content: dict[str, Any]) -> None:
     check_spec_or_refusal(content)
 
 
 @given(nearly_right())
-def test_a_spec_with_a_few_other_values_is_a_spec_or_is_refused_with_their_keys(content: dict[str, Any]) -> None:
+def test_changed_specs_are_accepted_or_refused(content: dict[str, Any]) -> None:
     check_spec_or_refusal(content)
 
 
@@ -113,7 +113,7 @@ def refusal_of(path: Path, overrides: Sequence[str] = ()) -> str | None:
 
 
 @given(st.text(max_size=60) | st.text("{}[]:,-&*!? \n\t'\"|>%@a1.e<=", max_size=60) | contents.map(yaml.safe_dump))
-def test_any_text_is_a_spec_or_is_refused(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+def test_any_text_is_accepted_or_refused(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     path = tmp_path_factory.getbasetemp() / "any.yaml"
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
     refusal = refusal_of(path)
@@ -121,7 +121,7 @@ def test_any_text_is_a_spec_or_is_refused(tmp_path_factory: pytest.TempPathFacto
 
 
 @given(st.text(max_size=30) | st.builds("{}={}".format, st.sampled_from(sorted(spec_keys())), st.text(max_size=20)))
-def test_any_override_is_taken_or_refused(tmp_path_factory: pytest.TempPathFactory, override: str) -> None:
+def test_any_override_is_accepted_or_refused(tmp_path_factory: pytest.TempPathFactory, override: str) -> None:
     path = tmp_path_factory.getbasetemp() / "digits.yaml"
     path.write_text("data: {name: digits}\n")
     refusal = refusal_of(path, [override])

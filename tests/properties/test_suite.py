@@ -1,4 +1,4 @@
-"""What the suite promises of itself: no test is skipped unseen, and a file of light tests starts lightly."""
+"""Promises of the suite: no skip goes unnoticed, and light tests start without heavy imports."""
 
 import os
 import subprocess
@@ -36,16 +36,16 @@ def run_pytest(folder: Path, tests: dict[str, str], no_skips: str) -> "subproces
     )
 
 
-def test_a_skip_fails_with_its_reason_where_skips_are_forbidden(tmp_path: Path) -> None:
+def test_forbidden_skip_fails_with_its_reason(tmp_path: Path) -> None:
     done = run_pytest(tmp_path, SKIPPING, no_skips="1")
     assert done.returncode != 0
     assert "skipped" not in done.stdout.splitlines()[-1]
-    said = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    failures = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
     for how in SKIPPING:
-        assert any(f"test_{how}.py" in line and "wants a package" in line for line in said), (how, done.stdout)
+        assert any(f"test_{how}.py" in line and "wants a package" in line for line in failures), (how, done.stdout)
 
 
-def test_skips_are_allowed_and_named_elsewhere(tmp_path: Path) -> None:
+def test_allowed_skips_are_named(tmp_path: Path) -> None:
     done = run_pytest(tmp_path, SKIPPING, no_skips="")
     assert done.returncode == 0
     assert done.stdout.count("wants a package") == len(SKIPPING)
@@ -63,8 +63,8 @@ def test_torch_computes_on_one_thread() -> None:
     assert torch.get_num_threads() == 1
 
 
-def test_the_spec_and_the_record_need_neither_torch_nor_ray() -> None:
-    """What only reads a spec or a record, its tests too, starts without the seconds that these imports take."""
+def test_spec_and_record_import_lightly() -> None:
+    """Reading a spec or a record takes none of the seconds that importing torch and Ray takes."""
     program = (
         "import sys, mnist_ray, mnist_ray.config, mnist_ray.storage.files\n"
         "import mnist_ray.record.rundir, mnist_ray.record.tables\n"

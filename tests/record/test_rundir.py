@@ -1,210 +1,127 @@
-"""What is put on record is what is found there, by another process, and what is damaged is refused."""
+"""A run's folder shows what its owner published, to this process and to others, and refuses what is damaged."""
 
 import os
-import random
-import shutil
-from datetime import datetime
 from pathlib import Path
 
 import pytest
 
-from mnist_ray.errors import CorruptFileError, TakenOverError
-from mnist_ray.record.rundir import RunDir, runs_in
-
-CONFIG = {"learning_rate": 0.001, "dropout": 0.25, "batch_size": 128, "num_epochs": 3, "seed": 5}
-
-
-def row(epoch: int, loss: float = 0.1) -> dict[str, float]:
-    return {"epoch": epoch, "elapsed_s": 0.5, "val_loss": loss}
-
-
-def unstamped(entry: dict[str, object]) -> dict[str, object]:
-    return {key: value for key, value in entry.items() if key != "at"}
+from mnist_ray.config import parse_spec
+from mnist_ray.errors import CorruptFileError, SpecError
+from mnist_ray.pipeline.job import open_run
+from mnist_ray.record.lease import owned
+from mnist_ray.record.rundir import RunDir, find_run, runs_in
+from mnist_ray.storage.files import read_sealed_json, sealed_json
+from tests.record.examples import created, ended, log_files, one_training, read, reported, split_opened, write, writing
 
 
-def recorded(path: Path) -> RunDir:
-    """A run with one training of two epochs."""
-    run = RunDir(path)
-    run.record_asked("trial-0000", "search", CONFIG, number=0)
-    run.record_epoch("trial-0000", row(1, 0.1 + 0.2))
-    run.record_epoch("trial-0000", row(2, 1e-300))
-    run.record_ended("trial-0000", "pruned", "among the worst at epoch 2", workers=1)
-    return run
-
-
-def test_a_training_reads_back_as_it_was_recorded(tmp_path: Path) -> None:
-    recorded(tmp_path)
-    training = RunDir(tmp_path).training("trial-0000")
-    assert training is not None
-    assert (training.id, training.stage, training.config) == ("trial-0000", "search", CONFIG)
-    assert [unstamped(entry) for entry in training.history] == [row(1, 0.30000000000000004), row(2, 1e-300)]
-    assert (training.status, training.epochs_done) == ("pruned", 2)
-    assert training.ended is not None
-    assert unstamped(training.ended) == {"status": "pruned", "reason": "among the worst at epoch 2", "workers": 1}
-    assert training.asked["number"] == 0
-
-
-def test_a_training_that_has_not_ended_is_open(tmp_path: Path) -> None:
-    run = RunDir(tmp_path)
-    assert run.training("trial-0000") is None
-    assert not run.exists
-    run.record_asked("trial-0000", "search", CONFIG)
-    training = run.training("trial-0000")
-    assert training is not None
-    assert (training.status, training.epochs_done, training.history) == (None, 0, [])
-    assert run.exists
-
-
-def test_an_epoch_that_comes_out_of_a_checkpoint_is_not_recorded_again(tmp_path: Path) -> None:
-    """A training that was started again reports the epochs of its checkpoint again."""
-    run = recorded(tmp_path)
-    num_events = run.num_events
-    run.record_epoch("trial-0000", row(1, 0.1 + 0.2))
-    run.record_epoch("trial-0000", row(2, 1e-300))
-    assert run.num_events == num_events
-
-
-def test_an_epoch_that_was_trained_again_replaces_what_was_known_from_there_on(tmp_path: Path) -> None:
-    run = recorded(tmp_path)
-    run.record_epoch("trial-0000", row(1, 0.7))
-    training = RunDir(tmp_path).training("trial-0000")
-    assert training is not None
-    assert [(entry["epoch"], entry["val_loss"]) for entry in training.history] == [(1, 0.7)]
-
-
-def test_trainings_come_by_stage_and_number_and_epochs_in_order(tmp_path: Path) -> None:
-    """As texts, trial-10000 comes before trial-9999."""
-    run = RunDir(tmp_path)
-    for number in (10_000, 9_999, 7):
-        run.record_asked(f"trial-{number:04d}", "search", CONFIG)
-    run.record_asked("retrain-recipe-seed-0", "retrain", CONFIG)
-    for epoch in (2, 9_999, 10_000):
-        run.record_epoch("trial-0007", row(epoch))
-    assert [training.id for training in run.trainings("search")] == ["trial-0007", "trial-9999", "trial-10000"]
-    assert [training.id for training in run.trainings("retrain")] == ["retrain-recipe-seed-0"]
-    assert [entry["epoch"] for entry in run.trainings("search")[0].history] == [2, 9_999, 10_000]
-
-
-def test_the_log_of_stages_keeps_every_entry_and_the_latest_counts(tmp_path: Path) -> None:
-    run = RunDir(tmp_path)
-    assert run.stage("searched") is None
-    for number in range(12):
-        run.record_stage("started", session=number)
-        run.record_stage("search-interrupted", session=number)
-    run.record_stage("searched", num_trials=3)
-    again = RunDir(tmp_path)
-    latest, searched = again.stage("started"), again.stage("searched")
-    assert latest is not None
-    assert searched is not None
-    assert latest["session"] == 11
-    assert searched["num_trials"] == 3
-    assert again.stage("search") is None, "part of a name is no name"
-    assert [entry["stage"] for entry in again.all_stages()] == [*["started", "search-interrupted"] * 12, "searched"]
-    assert [datetime.fromisoformat(entry["at"]).utcoffset() is not None for entry in again.all_stages()].count(
-        True
-    ) == 25
-
-
-def test_leftovers_of_a_killed_write_are_not_read(tmp_path: Path) -> None:
-    """They lie beside the files under hidden names, empty or torn."""
-    run = recorded(tmp_path)
-    run.record_stage("started", session=1)
-    for path in [*tmp_path.rglob("*.json")]:
-        (path.parent / f".{path.name}.x7abc_.json").write_bytes(path.read_bytes()[:10])
-        (path.parent / f".{path.name}.y8bcd_.json").write_bytes(b"")
-    run.record_stage("searched", session=1)
-    assert [entry["stage"] for entry in run.all_stages()] == ["started", "searched"]
-    training = run.training("trial-0000")
-    assert training is not None
-    assert training.epochs_done == 2
-    assert [training.id for training in run.trainings("search")] == ["trial-0000"]
-
-
-def test_every_damaged_file_of_the_record_is_refused_by_name(tmp_path: Path) -> None:
-    run = recorded(tmp_path)
-    run.record_stage("started", spec={"name": "x"})
-    chance = random.Random(0)
-    for path in sorted((tmp_path / "record").rglob("*.json")):
-        whole = path.read_bytes()
-        for damaged in (b"", whole[: chance.randrange(len(whole))], whole.replace(b"a", b"b", 1)):
-            path.write_bytes(damaged)
-            with pytest.raises(CorruptFileError, match=path.name):
-                RunDir(tmp_path).all_stages()
-        path.write_bytes(whole)
-    assert RunDir(tmp_path).all_stages()
-
-
-def test_a_missing_event_is_noticed(tmp_path: Path) -> None:
-    run = recorded(tmp_path)
-    events = sorted((tmp_path / "record").glob("*.json"))
-    for path in events[:-1]:
-        whole = path.read_bytes()
-        path.unlink()
+def test_readers_follow_the_owner(tmp_path: Path) -> None:
+    reader = RunDir(tmp_path)
+    assert (reader.exists, reader.state.num_events) == (False, 0)
+    with writing(tmp_path) as writer:
+        writer.publish(created())
         assert RunDir(tmp_path).exists
-        with pytest.raises(CorruptFileError, match=f"{path.name} is missing"):
-            RunDir(tmp_path).all_stages()
-        path.write_bytes(whole)
-    assert RunDir(tmp_path).trainings("search") == run.trainings("search")
+        assert len(reader.state.trainings("search")) == 1
+        writer.publish(reported())
+        assert [training.epochs_done for training in reader.state.trainings("search")] == [1]
 
 
-def test_an_event_of_another_run_is_noticed(tmp_path: Path) -> None:
-    recorded(tmp_path / "one")
-    recorded(tmp_path / "other")
-    shutil.copy(tmp_path / "one" / "record" / "000003.json", tmp_path / "other" / "record" / "000003.json")
-    with pytest.raises(CorruptFileError, match=r"00000[34]\.json does not follow"):
-        RunDir(tmp_path / "other").all_stages()
+def test_owners_see_what_is_published(tmp_path: Path, unhurried: None) -> None:
+    with writing(tmp_path) as writer:
+        writer.record(created())
+        assert writer.run.state.trainings("search") == []
+        writer.flush()
+        assert len(writer.run.state.trainings("search")) == 1
+    assert writer.run.state.num_events == read(tmp_path).state.num_events == 2
+    write(tmp_path, reported())
+    assert writer.run.state.num_events == 4, "of the next owner, too"
 
 
-def test_a_blob_is_what_its_name_says_or_is_refused(tmp_path: Path) -> None:
+def test_missing_last_events_are_noticed(tmp_path: Path) -> None:
+    """The log alone cannot show that; the lease counts the events."""
+    with owned(RunDir(tmp_path), lambda: None) as writer:
+        writer.publish(created())
+        writer.publish(split_opened())
+    (tmp_path / "record" / "000003.json").unlink()
     run = RunDir(tmp_path)
-    name = run.put_blob(b"weights", "model")
-    assert run.blob(name) == b"weights"
-    (tmp_path / "record" / "blobs" / name).write_bytes(b"weightz")
-    with pytest.raises(CorruptFileError, match=name):
-        run.blob(name)
-    (tmp_path / "record" / "blobs" / name).unlink()
-    with pytest.raises(CorruptFileError, match="is missing"):
-        run.blob(name)
+    for _ in range(2):
+        with pytest.raises(CorruptFileError, match="events 3 to 3 are missing"):
+            _ = run.state
+
+
+def test_damage_is_refused_at_each_look(tmp_path: Path) -> None:
+    """Not only at the first, after which half of the record would be believed."""
+    path = log_files(write(tmp_path, *one_training()))[1]
+    body = read_sealed_json(path)
+    body["events"][3]["id"] = "../../x"
+    path.write_bytes(sealed_json(body))
+    run = RunDir(tmp_path)
+    for _ in range(2):
+        with pytest.raises(CorruptFileError, match=r"'\.\./\.\./x'"):
+            _ = run.state
+
+
+def test_unknown_kinds_are_only_read(tmp_path: Path) -> None:
+    """Readers pass over another release's events; writers refuse the run."""
+    storage = tmp_path / "runs"
+    spec = parse_spec({"name": "example", "data": {"name": "digits"}, "storage": str(storage)})
+    path = log_files(write(storage / "example", *one_training(), split_opened()))[1]
+    body = read_sealed_json(path)
+    body["events"][4]["kind"] = "weather_observed"
+    path.write_bytes(sealed_json(body))
+    state = read(storage / "example").state
+    assert [training.status for training in state.trainings("search")] == ["pruned"]
+    assert state.test_opened is None
+    with pytest.raises(SpecError, match=r"whose record mnist_ray .* cannot go on with"):
+        open_run(spec)
+
+
+# --- blobs
+
+
+def test_blobs_are_what_their_names_say(tmp_path: Path) -> None:
+    with writing(tmp_path) as writer:
+        run, name = writer.run, writer.put_blob(b"weights", "model")
+        assert run.blob(name) == b"weights"
+        (tmp_path / "record" / "blobs" / name).write_bytes(b"weightz")
+        with pytest.raises(CorruptFileError, match=name):
+            run.blob(name)
+        (tmp_path / "record" / "blobs" / name).unlink()
+        with pytest.raises(CorruptFileError, match="is missing"):
+            run.blob(name)
+
+
+@pytest.mark.parametrize("name", ["../../../etc/passwd", "", "..", "0" * 63, "G" * 64, "a\0b"])
+def test_other_names_are_no_blobs(tmp_path: Path, name: str) -> None:
     with pytest.raises(CorruptFileError, match="is no SHA-256"):
-        run.blob("../../../etc/passwd")
+        RunDir(tmp_path).blob(name)
 
 
-def test_of_two_writers_one_publishes(tmp_path: Path) -> None:
-    run, other = recorded(tmp_path), RunDir(tmp_path)
-    assert run.num_events == other.num_events
-    other.take({"host": "elsewhere", "pid": 1})
-    with pytest.raises(TakenOverError, match="process 1 on host elsewhere"):
-        run.record_stage("tested")
-    other.record_stage("searched")
-    assert [entry["stage"] for entry in RunDir(tmp_path).all_stages()] == ["searched"]
+def test_models_are_found_by_training(tmp_path: Path) -> None:
+    with writing(tmp_path) as writer:
+        writer.record(created())
+        writer.record(ended(model=writer.put_blob(b"weights", "model")))
+        writer.record(created("trial-0001"))
+    run = read(tmp_path)
+    assert run.model("trial-0000") == b"weights"
+    assert run.model("trial-0001") is run.model("trial-0002") is None
 
 
-def test_events_of_a_later_release_do_not_keep_tables_from_being_made(tmp_path: Path) -> None:
-    run = recorded(tmp_path)
-    run._publish("weather", text="sunny")
-    assert len(RunDir(tmp_path).trainings("search")) == 1
+# --- finding runs
 
 
-@pytest.mark.parametrize("name", ["../x", "a/b", "", "..", "trial", "Trial-1", "trial-0001/../../x"])
-def test_an_id_cannot_leave_the_record(tmp_path: Path, name: str) -> None:
-    with pytest.raises(CorruptFileError):
-        RunDir(tmp_path / "run").record_asked(name, "search", CONFIG)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_runs_are_found_newest_first_and_nothing_else_is_one(tmp_path: Path) -> None:
+def test_runs_come_newest_first(tmp_path: Path) -> None:
     assert runs_in(tmp_path / "absent") == []
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
     for age, name in enumerate(["newest", "older", "oldest"]):
-        run = recorded(tmp_path / name)
+        run = write(tmp_path / name, *one_training())
         os.utime(run.path, (1e9 - age, 1e9 - age))
     assert [run.path.name for run in runs_in(tmp_path)] == ["newest", "older", "oldest"]
 
 
-def test_its_places_are_absolute_and_inside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers run in folders of their own, where a relative path means another place."""
-    monkeypatch.chdir(tmp_path)
-    run = RunDir(Path("results/mnist"))
-    places = [run.spec, run.outcome, run.study, run.model("trial-0001"), run.checkpoints("trial-0001"), run.ray_state]
-    assert all(place.is_relative_to(tmp_path / "results" / "mnist") for place in places)
+def test_runs_are_found_by_name_or_folder(tmp_path: Path) -> None:
+    write(tmp_path / "one", *one_training())
+    assert find_run("one", tmp_path).path == tmp_path / "one"
+    assert find_run(str(tmp_path / "one"), Path("elsewhere")).path == tmp_path / "one"
+    with pytest.raises(SpecError, match=r"no run 'two' in .* \(there: one\)"):
+        find_run("two", tmp_path)

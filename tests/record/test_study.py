@@ -1,9 +1,10 @@
-"""A search that was interrupted suggests what it would have, and what the study says of each trial is true."""
+"""An interrupted search suggests what it would have suggested, and the study shows each trial as it was."""
 
 import math
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,14 +13,18 @@ import pytest
 from optuna.samplers._tpe.sampler import _split_trials, default_gamma
 from optuna.trial import FrozenTrial, TrialState
 
-from mnist_ray.config import Choices, Hyperparameters, JobSpec, Range, parse_spec
+from mnist_ray.config import Choices, Hyperparameters, JobSpec, Range, Status, TrainingConfig, parse_spec
+from mnist_ray.metrics import EpochMetrics, Score
 from mnist_ray.record import shortlist, study
-from mnist_ray.record.rundir import RunDir, Status, Training
-from mnist_ray.record.selection import choose
+from mnist_ray.record.event_log import Numbered
+from mnist_ray.record.events import EpochReported, Event, TrainingCreated, TrainingEnded
+from mnist_ray.record.selection import select
+from mnist_ray.record.state import RunState, Training
 from mnist_ray.record.study import SearchStudy, distributions, seed_of_trial, write_study
+from tests.record.examples import SPEC, a_training, created, ended, reported, writing
 
 SPACES: dict[str, dict[str, Any]] = {
-    "origin": {},
+    "default": {},
     "ranges": {
         "learning_rate": {"low": 1e-4, "high": 1e-1, "log": True},
         "dropout": {"low": 0.1, "high": 0.1},
@@ -30,7 +35,7 @@ SPACES: dict[str, dict[str, Any]] = {
 NUM_EPOCHS = 3
 
 
-def a_spec(space: str = "origin", **search: Any) -> JobSpec:
+def a_spec(space: str = "default", **search: Any) -> JobSpec:
     parts = {
         "num_trials": 15,
         "num_epochs": NUM_EPOCHS,
@@ -40,33 +45,40 @@ def a_spec(space: str = "origin", **search: Any) -> JobSpec:
     return parse_spec({"name": "example", "seed": 4, "data": {"name": "digits"}, "search": parts})
 
 
-def loss_of(values: dict[str, Any], epoch: int) -> float:
+def loss_of(values: Hyperparameters, epoch: int) -> float:
     """Something for the search to learn, best near a learning rate of 0.003; the last epoch is not the best."""
-    distance = math.log10(values["learning_rate"]) + 2.5
-    return float(distance**2 + values["batch_size"] / 1e4 + 9 * values["dropout"] * abs(epoch - 2))
+    distance = math.log10(values.learning_rate) + 2.5
+    return float(distance**2 + values.batch_size / 1e4 + 9 * values.dropout * abs(epoch - 2))
 
 
 class Simulated:
-    """A search on record whose trials end as `chance` has it, up to three of them at once."""
+    """A search whose trials end by chance, up to three of them at once; its state follows from events."""
 
-    def __init__(self, folder: Path, spec: JobSpec, seed: int = 0, is_harsh: bool = False) -> None:
+    def __init__(self, spec: JobSpec, seed: int = 0, is_harsh: bool = False) -> None:
         self.spec = spec
-        self.run = RunDir(folder)
+        self.state = RunState()
         self.study = SearchStudy(spec, [])
         self.running: list[str] = []
         self._chance = random.Random(seed)
         self._is_harsh = is_harsh  # hardly any trial is complete
 
-    def ask(self) -> dict[str, Any]:
-        number = self.study.num_asked
+    @property
+    def trainings(self) -> list[Training]:
+        return self.state.trainings("search")
+
+    def suggest(self) -> dict[str, Any]:
+        """Begin the trial that the study suggests, and return the suggestion."""
+        number = self.study.num_suggested
         suggested = self.study.suggest()
-        values = {**self.spec.recipe.model_dump(), **suggested}
-        self.run.record_asked(f"trial-{number:04d}", "search", {**values, "num_epochs": NUM_EPOCHS}, number=number)
-        self.running.append(f"trial-{number:04d}")
+        values = Hyperparameters(**{**self.spec.recipe.model_dump(), **suggested})
+        config = self.spec.training(values, NUM_EPOCHS, seed=0)
+        training_id = f"trial-{number:04d}"
+        self._apply(TrainingCreated(id=training_id, stage="search", config=config, number=number))
+        self.running.append(training_id)
         return suggested
 
     def advance(self) -> None:
-        """One epoch of one running trial, which may be its last."""
+        """Let one running trial take an epoch, which may be its last."""
         training_id = self._chance.choice(self.running)
         epoch = self.training(training_id).epochs_done + 1
         fate = self._chance.random()
@@ -74,40 +86,50 @@ class Simulated:
             self.end(training_id, "failed", f"died in epoch {epoch}")
             return
         loss = loss_of(self.training(training_id).config, epoch)
-        self.run.record_epoch(training_id, {"epoch": epoch, "val_loss": loss, "val_accuracy": 1 / (1 + loss)})
+        score = Score(loss, round(10_000 / (1 + loss)), 10_000)
+        self._apply(EpochReported(id=training_id, metrics=EpochMetrics(epoch, 0.5, score, score)))
         if epoch == NUM_EPOCHS:
             self.end(training_id, "complete")
         elif fate < (0.8 if self._is_harsh else 0.4):
             self.end(training_id, "pruned", f"among the worst at epoch {epoch}")
         elif fate < 0.5:
-            self.end(training_id, "stopped", "max_hours 1.0 were over")
+            self.end(training_id, "stopped", "max_hours 1.0 over")
 
     def end(self, training_id: str, status: Status, reason: str | None = None) -> None:
-        self.run.record_ended(training_id, status, reason)
+        self._apply(TrainingEnded(id=training_id, status=status, reason=reason))
         self.study.tell(self.training(training_id))
         self.running.remove(training_id)
 
     def training(self, training_id: str) -> Training:
-        training = self.run.training(training_id)
+        training = self.state.training(training_id)
         assert training is not None
         return training
 
     def rebuilt(self) -> SearchStudy:
-        return SearchStudy(self.spec, self.run.trainings("search"))
+        return SearchStudy(self.spec, self.trainings)
 
     def steps(self) -> Iterator[None]:
-        """Yields before each suggestion but the first few."""
-        while self.study.num_asked < self.spec.search.num_trials:
+        """Yield before each suggestion."""
+        while self.study.num_suggested < self.spec.search.num_trials:
             if len(self.running) < 3:
                 yield
-                self.ask()
+                self.suggest()
             else:
                 self.advance()
+
+    def finish(self) -> "Simulated":
+        """Suggest every trial."""
+        for _ in self.steps():
+            pass
+        return self
+
+    def _apply(self, event: Event) -> None:
+        self.state.apply(Numbered(self.state.num_events + 1, event))
 
 
 @contextmanager
 def opened(path: Path, name: str) -> Iterator[optuna.Study]:
-    """As a user opens it, or Optuna's dashboard does."""
+    """Open a study as Optuna's dashboard does."""
     storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
     try:
         yield optuna.load_study(study_name=name, storage=storage)
@@ -121,39 +143,35 @@ def opened(path: Path, name: str) -> Iterator[optuna.Study]:
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("objective", ["val_loss", "val_accuracy"])
 @pytest.mark.parametrize("is_harsh", [False, True], ids=["mild", "harsh"])
-def test_a_study_made_again_from_the_record_suggests_what_the_undisturbed_one_does(
-    tmp_path: Path, space: str, objective: str, is_harsh: bool
-) -> None:
+def test_rebuilt_studies_suggest_the_same(space: str, objective: str, is_harsh: bool) -> None:
     """At every step, with trials complete, pruned, stopped, failed and half-way through."""
-    simulated = Simulated(tmp_path, a_spec(space, objective=objective), is_harsh=is_harsh)
+    simulated = Simulated(a_spec(space, objective=objective), is_harsh=is_harsh)
     statuses: set[str | None] = set()
     for _ in simulated.steps():
-        statuses |= {training.status for training in simulated.run.trainings("search")}
+        statuses |= {training.status for training in simulated.trainings}
         again = simulated.rebuilt().suggest()
         assert again == simulated.rebuilt().suggest()
-        assert again == simulated.ask()
+        assert again == simulated.suggest()
     assert statuses >= ({"pruned", "failed", None} if is_harsh else {"complete", "pruned", "failed", None})
 
 
-def test_a_study_made_again_goes_on_to_the_same_end(tmp_path: Path) -> None:
-    """A trial that was running when it was made again is told like any other."""
-    whole, parts = Simulated(tmp_path / "whole", a_spec()), Simulated(tmp_path / "parts", a_spec())
-    for _ in whole.steps():
-        pass
+def test_rebuilt_studies_reach_the_same_end() -> None:
+    """With trials that were running when the study was made again."""
+    whole, parts = Simulated(a_spec()).finish(), Simulated(a_spec())
     for _ in parts.steps():
         parts.study = parts.rebuilt()
-    configs = [[training.config for training in each.run.trainings("search")] for each in (whole, parts)]
+    configs = [[training.config for training in each.trainings] for each in (whole, parts)]
     assert configs[0] == configs[1]
 
 
 def by_optuna_alone(simulated: Simulated) -> dict[str, Any]:
-    """What Optuna's own TPE suggests next, in a study of its own with every trial on record."""
+    """Return the next suggestion of Optuna's own TPE, in a study of its own with every trial on record."""
     spec = simulated.spec
     space = distributions(spec.search)
     plain = optuna.create_study(direction=study.direction(spec.search))
-    trainings = simulated.run.trainings("search")
+    trainings = simulated.trainings
     plain.add_trials([study._as_trial(training, spec.search, space) for training in trainings])
-    if not trainings and spec.recipe_is_in_space:
+    if not trainings and spec.baseline_is_in_space:
         plain.enqueue_trial({key: getattr(spec.recipe, key) for key in space})
     plain.sampler = optuna.samplers.TPESampler(
         seed=seed_of_trial(spec.seed, len(trainings)),
@@ -167,33 +185,29 @@ def by_optuna_alone(simulated: Simulated) -> dict[str, Any]:
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("objective", ["val_loss", "val_accuracy"])
-def test_suggestions_are_those_of_optunas_own_sampler(tmp_path: Path, space: str, objective: str) -> None:
-    simulated = Simulated(tmp_path, a_spec(space, objective=objective, num_trials=40))
+def test_suggestions_are_those_of_optuna(space: str, objective: str) -> None:
+    simulated = Simulated(a_spec(space, objective=objective, num_trials=40))
     for _ in simulated.steps():
-        assert by_optuna_alone(simulated) == simulated.ask()
+        assert by_optuna_alone(simulated) == simulated.suggest()
 
 
 @pytest.mark.parametrize("objective", ["val_loss", "val_accuracy"])
-def test_beyond_the_shortlist_a_study_made_again_suggests_what_the_undisturbed_one_does(
-    tmp_path: Path, objective: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_shortlists_are_rebuilt_the_same(objective: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shortlist, "NUM_LATEST", 10)
     monkeypatch.setattr(shortlist, "NUM_BEST", 3)
-    simulated = Simulated(tmp_path, a_spec(objective=objective, num_trials=45))
+    simulated = Simulated(a_spec(objective=objective, num_trials=45))
     differing = 0
     for _ in simulated.steps():
         again = simulated.rebuilt().suggest()
         differing += again != by_optuna_alone(simulated)
-        assert again == simulated.ask()
+        assert again == simulated.suggest()
     assert differing > 10, "trials were left out"
 
 
 @pytest.mark.parametrize("direction", ["minimize", "maximize"])
 @pytest.mark.parametrize("part_complete", [0.0, 0.02, 0.5], ids=["none complete", "few complete", "half complete"])
-def test_the_shortlist_holds_the_trials_that_tpe_takes_for_good(
-    direction: Literal["minimize", "maximize"], part_complete: float
-) -> None:
-    """And all that run, and the latest; the private functions say what TPE of this Optuna takes."""
+def test_shortlists_hold_the_good_trials(direction: Literal["minimize", "maximize"], part_complete: float) -> None:
+    """Those that TPE takes for good, which its private functions show; and all that run, and the latest."""
     chance = random.Random(5)
     trials = [an_ended_trial(chance, part_complete) for _ in range(1300)]
     trials[7] = optuna.trial.create_trial(state=TrialState.RUNNING)
@@ -216,7 +230,7 @@ def test_the_shortlist_holds_the_trials_that_tpe_takes_for_good(
 
 
 def an_ended_trial(chance: random.Random, part_complete: float) -> FrozenTrial:
-    """With few values, so that many are as good as another."""
+    """Return a trial with one of few values, so that many are equally good."""
     fate, value = chance.random(), float(chance.randrange(30))
     if fate < part_complete:
         return optuna.trial.create_trial(state=TrialState.COMPLETE, value=value, intermediate_values={3: value})
@@ -226,59 +240,55 @@ def an_ended_trial(chance: random.Random, part_complete: float) -> FrozenTrial:
     return optuna.trial.create_trial(state=TrialState.PRUNED, intermediate_values=curve)
 
 
-def suggestions(spec: JobSpec, folder: Path, seed: int = 0) -> list[dict[str, Any]]:
-    simulated = Simulated(folder, spec, seed)
-    for _ in simulated.steps():
-        pass
-    return [training.config for training in simulated.run.trainings("search")]
+def suggestions(spec: JobSpec, seed: int = 0) -> list[TrainingConfig]:
+    return [training.config for training in Simulated(spec, seed).finish().trainings]
 
 
-def test_suggestions_follow_from_the_seed_and_from_what_came_before(tmp_path: Path) -> None:
+def test_suggestions_follow_seed_and_history() -> None:
     spec = a_spec()
-    first = suggestions(spec, tmp_path / "first")
-    assert first == suggestions(spec, tmp_path / "again")
-    assert first[1:] != suggestions(spec.model_copy(update={"seed": 5}), tmp_path / "seed")[1:]
-    assert first[-1] != suggestions(spec, tmp_path / "other ends", seed=1)[-1], "and the search learns"
+    first = suggestions(spec)
+    assert first == suggestions(spec)
+    assert first[1:] != suggestions(spec.model_copy(update={"seed": 5}))[1:]
+    assert first[-1] != suggestions(spec, seed=1)[-1], "and the search learns"
 
 
-def test_global_random_numbers_do_not_matter(tmp_path: Path) -> None:
+def test_global_random_state_is_unused() -> None:
     random.seed(1)
-    first = suggestions(a_spec(), tmp_path / "first")
+    first = suggestions(a_spec())
     random.seed(2)
-    assert first == suggestions(a_spec(), tmp_path / "again")
+    assert first == suggestions(a_spec())
 
 
 @pytest.mark.parametrize("space", SPACES)
-def test_suggestions_are_hyperparameters_in_the_space(tmp_path: Path, space: str) -> None:
+def test_suggestions_lie_in_the_space(space: str) -> None:
     spec = a_spec(space)
-    for values in suggestions(spec, tmp_path):
+    for config in suggestions(spec):
         for key, dimension in spec.search.space.items():
-            assert dimension.holds(values[key])
-        Hyperparameters(**{key: values[key] for key in Hyperparameters.model_fields})
+            assert dimension.holds(getattr(config, key))
 
 
 @pytest.mark.parametrize("space", SPACES)
-def test_the_first_trial_is_the_recipe_where_the_space_has_it(space: str) -> None:
+def test_the_first_trial_is_the_baseline(space: str) -> None:
     spec = a_spec(space)
     suggested = SearchStudy(spec, []).suggest()
     recipe = {key: getattr(spec.recipe, key) for key in spec.search.space}
-    assert (suggested == recipe) == spec.recipe_is_in_space == (space != "ranges")
+    assert (suggested == recipe) == spec.baseline_is_in_space == (space != "ranges")
 
 
-def test_only_the_first_trial_is_the_recipe(tmp_path: Path) -> None:
-    simulated = Simulated(tmp_path, a_spec())
-    first = simulated.ask()
+def test_later_trials_are_not_the_baseline() -> None:
+    simulated = Simulated(a_spec())
+    first = simulated.suggest()
     assert simulated.rebuilt().suggest() != first
-    assert simulated.ask() != first
+    assert simulated.suggest() != first
 
 
-def test_trials_running_at_once_get_different_values(tmp_path: Path) -> None:
-    simulated = Simulated(tmp_path, a_spec())
-    together = [simulated.ask() for _ in range(8)]
+def test_parallel_trials_differ() -> None:
+    simulated = Simulated(a_spec())
+    together = [simulated.suggest() for _ in range(8)]
     assert len({values["learning_rate"] for values in together}) == 8
 
 
-def test_seeds_of_trials_differ_and_last() -> None:
+def test_seeds_of_trials_never_change() -> None:
     """They are part of what a recorded search means, so they must never change."""
     seeds = {seed_of_trial(seed, number) for seed in range(30) for number in range(30)}
     assert len(seeds) == 900
@@ -286,7 +296,7 @@ def test_seeds_of_trials_differ_and_last() -> None:
     assert seed_of_trial(0, 0) == 1318082918
 
 
-def test_the_distributions_are_the_space() -> None:
+def test_distributions_are_the_space() -> None:
     spec = a_spec("ranges")
     found = distributions(spec.search)
     assert list(found) == list(spec.search.space)
@@ -301,19 +311,32 @@ def test_the_distributions_are_the_space() -> None:
     assert categorical.choices == batch_sizes.choices
 
 
-# --- what the study says
+# --- the exported study
+
+
+@dataclass(frozen=True)
+class Searched:
+    """A search whose study lies in a file."""
+
+    simulated: Simulated
+    study: Path
+
+    @property
+    def trainings(self) -> list[Training]:
+        return self.simulated.trainings
+
+
+def written(simulated: Simulated, path: Path) -> Searched:
+    write_study(path, "example", simulated.spec.search, simulated.trainings)
+    return Searched(simulated, path)
 
 
 @pytest.fixture(scope="module")
-def searched(tmp_path_factory: pytest.TempPathFactory) -> Simulated:
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Searched:
     """Fifteen trials: one at least of each end, and some that still run."""
-    simulated = Simulated(tmp_path_factory.mktemp("searched"), a_spec(), seed=3)
-    for _ in simulated.steps():
-        pass
-    ends = {training.status for training in simulated.run.trainings("search")}
-    assert ends == {"complete", "pruned", "stopped", "failed", None}
-    write_study(simulated.run.study, "example", simulated.spec.search, simulated.run.trainings("search"))
-    return simulated
+    simulated = Simulated(a_spec(), seed=3).finish()
+    assert {training.status for training in simulated.trainings} == {"complete", "pruned", "stopped", "failed", None}
+    return written(simulated, tmp_path_factory.mktemp("searched") / "study.sqlite3")
 
 
 STATES = {
@@ -325,57 +348,84 @@ STATES = {
 }
 
 
-def test_what_the_study_says_of_each_trial_is_true(searched: Simulated) -> None:
-    trainings = searched.run.trainings("search")
-    with opened(searched.run.study, "example") as study:
+def test_studies_show_trials_as_recorded(searched: Searched) -> None:
+    with opened(searched.study, "example") as study:
         assert study.direction == optuna.study.StudyDirection.MINIMIZE
         trials = study.trials
     assert [trial.number for trial in trials] == list(range(15))
-    for trial, training in zip(trials, trainings, strict=True):
+    for trial, training in zip(trials, searched.trainings, strict=True):
         assert trial.state == STATES[training.status]
-        assert trial.params == {key: training.config[key] for key in searched.spec.search.space}
-        assert trial.intermediate_values == {row["epoch"]: row["val_loss"] for row in training.history}
-        last = training.history[-1]["val_loss"] if training.history else None
+        space = searched.simulated.spec.search.space
+        assert trial.params == {key: getattr(training.config, key) for key in space}
+        curve = {metrics.epoch: metrics.objective("val_loss") for metrics in training.history}
+        assert trial.intermediate_values == curve
+        last = curve[max(curve)] if curve else None
         assert trial.value == (last if training.status in ("complete", "pruned", "stopped") else None)
         assert trial.user_attrs["training"] == training.id
         assert trial.user_attrs["status"] == (training.status or "running")
-        assert trial.user_attrs.get("reason") == (training.ended and training.ended["reason"])
+        assert trial.user_attrs.get("reason") == training.reason
         assert trial.datetime_start is not None
         assert (trial.datetime_complete is None) == (training.status is None)
         if trial.datetime_complete is not None:
             assert trial.datetime_start <= trial.datetime_complete
 
 
-def test_the_studys_best_is_the_choice(searched: Simulated) -> None:
-    choice = choose(searched.spec, searched.run.trainings("search"), [])
-    assert choice is not None
-    with opened(searched.run.study, "example") as study:
-        assert study.best_trial.user_attrs["training"] == choice.training.id
-        assert study.best_value == choice.score
+@pytest.mark.parametrize("losses", [(), (0.5, 0.4)], ids=["at once", "later"])
+def test_failed_trials_keep_their_reason(tmp_path: Path, losses: tuple[float, ...]) -> None:
+    failure = ended(status="failed", reason="RuntimeError: it broke", trace="Traceback")
+    trials = [a_training("trial-0000", "complete", 0.9, 0.9, 0.9)]
+    trials.append(a_training("trial-0001", None, *losses, ended=failure))
+    path = tmp_path / "study.sqlite3"
+    write_study(path, "example", SPEC.search, trials)
+    with opened(path, "example") as study:
+        _, failed = study.trials
+        assert (failed.state, failed.value) == (TrialState.FAIL, None)
+        assert failed.user_attrs == {"training": "trial-0001", "status": "failed", "reason": "RuntimeError: it broke"}
+        assert failed.intermediate_values == dict(enumerate(losses, start=1))
+        assert study.best_trial.user_attrs["training"] == "trial-0000"
 
 
-def test_by_accuracy_the_study_maximises_it(tmp_path: Path) -> None:
-    simulated = Simulated(tmp_path, a_spec(objective="val_accuracy"))
-    for _ in simulated.steps():
-        pass
-    trainings = simulated.run.trainings("search")
-    write_study(simulated.run.study, "accuracy", simulated.spec.search, trainings)
-    choice = choose(simulated.spec, trainings, [])
-    assert choice is not None
-    with opened(simulated.run.study, "accuracy") as study:
+def test_the_best_trial_is_selected(searched: Searched) -> None:
+    selection = select(searched.simulated.spec, searched.trainings, [])
+    assert selection is not None
+    with opened(searched.study, "example") as study:
+        assert study.best_trial.user_attrs["training"] == selection.training.id
+        assert study.best_value == selection.score
+
+
+def test_accuracy_is_maximized(tmp_path: Path) -> None:
+    searched = written(Simulated(a_spec(objective="val_accuracy")).finish(), tmp_path / "study.sqlite3")
+    selection = select(searched.simulated.spec, searched.trainings, [])
+    assert selection is not None
+    with opened(searched.study, "example") as study:
         assert study.direction == optuna.study.StudyDirection.MAXIMIZE
-        assert study.best_trial.user_attrs["training"] == choice.training.id
+        assert study.best_trial.user_attrs["training"] == selection.training.id
 
 
-def test_a_study_is_written_again_as_the_search_goes_on(tmp_path: Path) -> None:
-    """Also under a name with blanks and signs; nothing else is left beside it."""
-    folder = tmp_path / "a folder, 100% ours"
-    simulated = Simulated(folder, a_spec())
+def test_studies_are_written_again(tmp_path: Path) -> None:
+    """As the search goes on, also below a name with blanks and signs; nothing else is left beside the file."""
+    path = tmp_path / "a folder, 100% ours" / "study.sqlite3"
+    simulated = Simulated(a_spec())
     seen = []
     for step, _ in enumerate(simulated.steps()):
         if step % 5 == 0:
-            write_study(simulated.run.study, "example", simulated.spec.search, simulated.run.trainings("search"))
-            with opened(simulated.run.study, "example") as study:
+            written(simulated, path)
+            with opened(path, "example") as study:
                 seen.append(len(study.trials))
     assert seen == [0, 5, 10]
-    assert sorted(path.name for path in folder.iterdir()) == ["record", "study.sqlite3"]
+    assert [each.name for each in path.parent.iterdir()] == ["study.sqlite3"]
+
+
+def test_only_published_epochs_are_studied(tmp_path: Path, unhurried: None) -> None:
+    """Events that still wait are no part of the state, from which the exported study is made."""
+    with writing(tmp_path / "run") as writer:
+        writer.publish(created(number=0))
+        writer.record(reported())
+        searched = tmp_path / "study.sqlite3"
+        write_study(searched, "example", SPEC.search, writer.run.state.trainings("search"))
+        with opened(searched, "example") as study:
+            assert study.trials[0].intermediate_values == {}
+        writer.flush()
+        write_study(searched, "example", SPEC.search, writer.run.state.trainings("search"))
+        with opened(searched, "example") as study:
+            assert study.trials[0].intermediate_values == {1: 0.1}

@@ -1,26 +1,36 @@
-"""Where a search's time went, on records worked out by hand."""
+"""The times of a search, on records worked out by hand."""
 
 from datetime import UTC, datetime
 
 import pytest
 
-from mnist_ray.record.rundir import Training
-from mnist_ray.record.timing import TrialTime, search_times, training_times
+from mnist_ray.metrics import EpochMetrics, Score
+from mnist_ray.record.event_log import Numbered
+from mnist_ray.record.events import ConfirmationEnded, Event, RetrainingEnded, TrainingEnded
+from mnist_ray.record.state import RunState, Training
+from mnist_ray.record.timing import StageTime, TrialTime, search_times, stage_times, training_times
+from tests.record.examples import config, created, reported, search_ended, started, taken
 
 
 def at(second: float) -> str:
     return datetime.fromtimestamp(1_000_000 + second, UTC).isoformat(timespec="milliseconds")
 
 
-def trial(number: int, asked: float, epochs: list[tuple[float, float]], ended: float) -> Training:
-    """epochs: when each began and ended."""
-    history = [{"elapsed_s": end - start, "at": at(end)} for start, end in epochs]
+def trial(number: int, created_at: float, epochs: list[tuple[float, float]], ended_at: float) -> Training:
+    """Return a complete trial; epochs: when each began and ended."""
+    training_id = f"trial-{number:04d}"
     return Training(
-        f"trial-{number:04d}", "search", {}, {"at": at(asked)}, history, {"status": "complete", "at": at(ended)}
+        training_id,
+        "search",
+        config(),
+        at(created_at),
+        history=[EpochMetrics(1, end - start, Score(0.1, 1, 2), None) for start, end in epochs],
+        reported_at=[at(end) for _, end in epochs],
+        ended=TrainingEnded(id=training_id, status="complete", at=at(ended_at)),
     )
 
 
-def test_time_in_which_two_slots_train_idle_and_wait() -> None:
+def test_two_slots_train_idle_and_wait() -> None:
     trials = [
         trial(0, 0, [(4, 6), (6, 8)], 8),
         trial(1, 0, [(5, 9)], 10),
@@ -36,8 +46,26 @@ def test_time_in_which_two_slots_train_idle_and_wait() -> None:
     assert times.busy == pytest.approx((4 + 4 + 2 + 0.75) / 22)
 
 
-def test_the_parts_of_a_trainings_time_add_up_to_the_whole() -> None:
+def test_parts_add_up_to_the_whole() -> None:
+    """Of a training's time; trainings without an epoch or an end have none."""
     waited = trial(1, 0, [(5, 9)], 10)
     unfinished = trial(2, 0, [(1, 2)], 3)
     unfinished.ended = None
     assert training_times([waited, unfinished, trial(3, 0, [], 4)]) == [TrialTime("trial-0001", 5.0, 4.0, 1.0)]
+
+
+def test_stages_add_up_their_sessions() -> None:
+    history: list[Event] = [taken(), started(data_s=0.5), created(), reported(epoch=1), reported(epoch=2)]
+    history += [taken(), started(data_s=0.25), search_ended(used_s=9.0, elapsed_s=4.0)]
+    history += [ConfirmationEnded(trainings=(), rests_on=8, elapsed_s=2.0)]
+    history += [RetrainingEnded(rests_on=8, elapsed_s=3.0), RetrainingEnded(rests_on=8, elapsed_s=1.0)]
+    state = RunState()
+    for number, event in enumerate(history, start=1):
+        state.apply(Numbered(number, event))
+    assert stage_times(state) == [
+        StageTime("data", 0.75, 0.0),
+        StageTime("search", 9.0, 0.5),
+        StageTime("confirm", 2.0, 0.0),
+        StageTime("retrain", 4.0, 0.0),
+    ]
+    assert stage_times(RunState()) == []

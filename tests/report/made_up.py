@@ -1,33 +1,58 @@
-"""Runs whose record is written from a formula: no training, so that a test knows what a report must say of them."""
+"""Runs whose record is written from a formula: no training, so that a test can foresee what a report says of them."""
 
 import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from safetensors.numpy import save
 
 from mnist_ray import __version__
-from mnist_ray.config import Hyperparameters, JobSpec, parse_spec
-from mnist_ray.pipeline.stages import Listener, Stages
-from mnist_ray.record.process import this_process
+from mnist_ray.config import Hyperparameters, JobSpec, Role, Status, TrainingConfig, parse_spec
+from mnist_ray.metrics import EpochMetrics, Score
+from mnist_ray.record.event_log import Numbered
+from mnist_ray.record.events import (
+    ClusterFacts,
+    ConfigurationSelected,
+    ConfirmationEnded,
+    ConfirmationStarted,
+    DataFacts,
+    EpochReported,
+    Event,
+    PlannedRetraining,
+    Provenance,
+    RetrainingEnded,
+    SearchEnded,
+    SearchStarted,
+    SessionStarted,
+    TestOpened,
+    TestScore,
+    TestScored,
+    TrainingCreated,
+    TrainingEnded,
+)
+from mnist_ray.record.lease import owned
 from mnist_ray.record.rundir import RunDir
-from mnist_ray.record.selection import confirmations
+from mnist_ray.record.selection import confirmations, select
+from mnist_ray.record.state import RunState
 from mnist_ray.record.study import SearchStudy, seed_of_trial
+from mnist_ray.record.writer import RunWriter
 from mnist_ray.training.checkpoint import model_to_bytes
 from mnist_ray.training.model import MnistCNN
 
 NUM_TEST = 2000
+NUM_SPLIT = 180  # examples of the training and of the validation split
 
-Loss = Callable[[dict[str, Any]], float]  # what a configuration comes to after all epochs, without noise
+Loss = Callable[[TrainingConfig], float]  # of a configuration after all epochs, without noise
+Until = Literal["started", "searched", "confirmed", "selected", "retrained", "tested"]
 
 
-def sensible_loss(config: dict[str, Any]) -> float:
-    """A bowl with its bottom inside the usual space: learning rate 0.002, dropout 0.3, any batch size."""
-    away = 0.15 * math.log(config["learning_rate"] / 0.002) ** 2 + 1.5 * (config["dropout"] - 0.3) ** 2
+def sensible_loss(config: TrainingConfig) -> float:
+    """Return a bowl with its bottom inside the usual space: learning rate 0.002, dropout 0.3, any batch size."""
+    away = 0.15 * math.log(config.learning_rate / 0.002) ** 2 + 1.5 * (config.dropout - 0.3) ** 2
     return float(0.05 * (1 + away))
 
 
@@ -55,171 +80,198 @@ def make_up(
     spec: JobSpec,
     loss: Loss = sensible_loss,
     noise: Noise = Noise(),
-    until: str = "tested",
-    tuned_accuracy: float = 0.985,
-    recipe_accuracy: float = 0.98,
+    until: Until = "tested",
+    with_search: bool = True,
+    selected_accuracy: float = 0.985,
+    baseline_accuracy: float = 0.98,
     failures: Sequence[int] = (),
     reason: str = "RuntimeError: made up",
 ) -> RunDir:
     """Write the record of a run of `spec`. failures: the trials that fail in their first epoch, for `reason`."""
     run = RunDir(Path(spec.storage) / spec.name)
-    run.take({"host": "here", **this_process(), "pid_started": "0", "version": __version__})
-    facts = {"training_sha256": "a" * 64, "split_sha256": "b" * 64, "num_training": 1437}
-    run.record_stage(
-        "started",
-        spec=spec.model_dump(mode="json"),
-        data=facts,
-        versions={"mnist_ray": __version__, "python": "3", "torch": "2"},
-        cluster={"cpus": 2, "gpus": 0, "processors": ["made up"]},
-        provenance={"source_sha256": "c" * 64, "git_commit": "d" * 40, "git_is_dirty": False, "hardware": {"gpus": []}},
-        data_s=0.5,
-    )
-    maker = Maker(spec, run, loss, noise)
-    if until == "started":
-        return run
-    for stage in ("searched", "confirmed", "chosen", "retrained", "tested"):
-        maker.stage(stage, failures, reason, {"choice": tuned_accuracy, "baseline": recipe_accuracy})
-        if stage == until:
-            break
+    with owned(run, when_lost=lambda: None) as writer:
+        maker = Maker(spec, writer, loss, noise)
+        steps: dict[Until, Callable[[], None]] = {
+            "started": maker.start,
+            "searched": lambda: maker.search(failures, reason) if with_search else None,
+            "confirmed": lambda: maker.confirm() if with_search else None,
+            "selected": lambda: maker.select(with_search),
+            "retrained": maker.retrain,
+            "tested": lambda: maker.test(selected_accuracy, baseline_accuracy),
+        }
+        for name in get_args(Until):
+            steps[name]()
+            writer.flush()  # at least one file a stage, as of a real run
+            if name == until:
+                break
     return run
 
 
-class Maker:
-    """Writes one stage after another."""
+def session_start(spec: JobSpec) -> SessionStarted:
+    return SessionStarted(
+        spec=spec,
+        data=DataFacts("a" * 64, "b" * 64, 1437),
+        versions={"mnist_ray": __version__, "python": "3", "torch": "2"},
+        cluster=ClusterFacts("local", 2, 0, ("made up",)),
+        provenance=Provenance("c" * 64, "d" * 40, False, "made up"),
+        data_s=0.5,
+    )
 
-    def __init__(
-        self,
-        spec: JobSpec,
-        run: RunDir,
-        loss: Loss = sensible_loss,
-        noise: Noise = Noise(),
-    ) -> None:
-        self._spec, self._run, self._loss, self._noise = spec, run, loss, noise
+
+class Maker:
+    """A writer of one stage after another."""
+
+    def __init__(self, spec: JobSpec, writer: RunWriter, loss: Loss, noise: Noise) -> None:
+        self._spec, self._writer, self._loss, self._noise = spec, writer, loss, noise
+        self._state = RunState()  # that of the run as soon as everything recorded is published
         self._random = np.random.default_rng(0)
 
-    def stage(self, stage: str, failures: Sequence[int], reason: str, accuracies: dict[str, float]) -> None:
-        if stage == "searched":
-            self._search(failures, reason)
-        elif stage == "confirmed":
-            for plan in confirmations(self._spec, self._run.trainings("search")):
-                self._train(plan.id, "confirm", plan.config, self._spec.search.num_epochs, of=plan.trial.id)
-            if self._spec.confirm:
-                self._run.record_stage("confirmed", trainings=[], elapsed_s=2.0)
-        elif stage == "chosen":
-            self._choose()
-        elif stage == "retrained":
-            self._retrain()
-        else:
-            self._test(accuracies)
+    def start(self) -> None:
+        self._record(session_start(self._spec))
 
-    def finish(self) -> None:
-        """What comes after a choice on record."""
-        self._retrain()
-        self._test({"choice": 0.985, "baseline": 0.98})
-
-    def _search(self, failures: Sequence[int], reason: str) -> None:
-        self._run.record_stage("searching")
+    def search(self, failures: Sequence[int], reason: str) -> None:
+        search = self._spec.search
+        self._record(SearchStarted())
         study = SearchStudy(self._spec, [])
-        rule, rungs = self._spec.search.early_stopping, []
-        for number in range(self._spec.search.num_trials):
+        rule, rungs = search.early_stopping, []
+        for number in range(search.num_trials):
             values = Hyperparameters(**{**self._spec.recipe.model_dump(), **study.suggest()})
-            config = self._spec.training(
-                values, self._spec.search.num_epochs, seed_of_trial(self._spec.seed, number)
-            ).model_dump()
-            training_id = f"trial-{number:04d}"
+            config = self._spec.training(values, search.num_epochs, seed_of_trial(self._spec.seed, number))
+            created = TrainingCreated(id=f"trial-{number:04d}", stage="search", config=config, number=number)
             if number in failures:
-                self._run.record_asked(training_id, "search", config, number=number)
-                self._end(training_id, "failed", reason)
+                self._record(created)
+                self._end(created.id, "failed", reason)
             else:
                 final = self._final(config)
                 rungs.append(final)
                 is_kept = rule is None or final <= np.quantile(rungs, 1 / rule.reduction_factor)
-                num_epochs = self._spec.search.num_epochs if rule is None or is_kept else rule.grace_epochs
-                self._train(training_id, "search", config, num_epochs, final, number=number)
-            training = self._run.training(training_id)
-            assert training is not None
-            study.tell(training)
-        num_trials = self._spec.search.num_trials
-        self._run.record_stage("searched", num_trials=num_trials, out_of_time=False, used_hours=0.01, elapsed_s=36.0)
+                self._train(created, search.num_epochs if rule is None or is_kept else rule.grace_epochs, final)
+            trial = self._state.training(created.id)
+            assert trial is not None
+            study.tell(trial)
+        self._record(SearchEnded(num_trials=search.num_trials, out_of_time=False, used_s=36.0, elapsed_s=36.0))
 
-    def _final(self, config: dict[str, Any]) -> float:
+    def confirm(self) -> None:
+        planned = confirmations(self._spec, self._state.trainings("search"))
+        if not planned:
+            return
+        ids = tuple(plan.id for plan in planned)
+        self._record(ConfirmationStarted(trainings=ids))
+        for plan in planned:
+            created = TrainingCreated(id=plan.id, stage="confirm", config=plan.config, of=plan.trial.id)
+            self._train(created, self._spec.search.num_epochs)
+        rests_on = self._state.number_of(SearchEnded)
+        self._record(ConfirmationEnded(trainings=ids, rests_on=rests_on, elapsed_s=2.0))
+
+    def select(self, with_search: bool) -> None:
+        searched, confirmed = self._state.trainings("search"), self._state.trainings("confirm")
+        found = select(self._spec, searched, confirmed) if with_search else None
+        values = self._spec.recipe
+        if found is not None:
+            names = Hyperparameters.model_fields
+            values = Hyperparameters(**{name: getattr(found.training.config, name) for name in names})
+        trial = found.training.id if found else None
+        self._record(
+            ConfigurationSelected(
+                training=trial,
+                hyperparameters=values,
+                score=found.score if found else None,
+                confirmed_score=found.confirmed_score if found else None,
+                is_complete=found is None or found.is_complete,
+                retrainings=self._plans(trial, values),
+                rests_on=self._state.number_of(SearchEnded),
+            )
+        )
+
+    def _plans(self, trial: str | None, values: Hyperparameters) -> tuple[PlannedRetraining, ...]:
+        """Plan the selected configuration on every seed, then the baseline unless it is the selected one."""
+        name = f"retrain-{trial}" if trial else "retrain-baseline"
+        sides: list[tuple[str, Role, Hyperparameters]] = [(name, "selected", values)]
+        if trial and values == self._spec.recipe:
+            sides = [("retrain-baseline", "selected = baseline", values)]
+        elif trial and self._spec.retrain.baseline:
+            sides.append(("retrain-baseline", "baseline", self._spec.recipe))
+        return tuple(
+            PlannedRetraining(f"{name}-seed-{seed}", role, self._spec.training(side, self._num_retrained, seed))
+            for name, role, side in sides
+            for seed in self._spec.retrain.seeds
+        )
+
+    @property
+    def _num_retrained(self) -> int:
+        return self._spec.retrain.num_epochs
+
+    def _planned(self) -> tuple[PlannedRetraining, ...]:
+        assert self._state.selected is not None
+        return self._state.selected.retrainings
+
+    def retrain(self) -> None:
+        model = self._writer.put_blob(model_to_bytes(MnistCNN(0.25)), "model")
+        for plan in self._planned():
+            created = TrainingCreated(id=plan.id, stage="retrain", config=plan.config)
+            self._train(created, self._num_retrained, model=model)
+        rests_on = self._state.number_of(ConfigurationSelected)
+        self._record(RetrainingEnded(rests_on=rests_on, elapsed_s=3.0))
+
+    def test(self, selected_accuracy: float, baseline_accuracy: float) -> None:
+        planned = self._planned()
+        models = tuple(plan.id for plan in planned)
+        self._record(TestOpened(data=self._spec.data.name, also=(), models=models))
+        labels = np.random.default_rng(1).integers(0, 10, NUM_TEST)  # one test split for all runs
+        logits = {
+            plan.id: self._logits(labels, baseline_accuracy if plan.role == "baseline" else selected_accuracy)
+            for plan in planned
+        }
+        missed = np.flatnonzero(np.any([each.argmax(axis=1) != labels for each in logits.values()], axis=0))
+        images = self._random.integers(0, 256, (len(missed), 28, 28)).astype(np.uint8)
+        tensors: dict[str, np.ndarray] = {"labels": labels.astype(np.uint8), "missed": missed, "missed_images": images}
+        examples = {"test": self._writer.put_blob(save(tensors), "examples")}
+        scores = {training_id: {"test": self._score(each, labels)} for training_id, each in logits.items()}
+        self._record(TestScored(scores=scores, examples=examples, elapsed_s=0.1))
+
+    def _record(self, event: Event) -> None:
+        self._state.apply(Numbered(self._writer.record(event), event))
+
+    def _final(self, config: TrainingConfig) -> float:
         return self._loss(config) + self._noise.loss * float(self._random.standard_normal())
 
     def _train(
-        self,
-        training_id: str,
-        stage: str,
-        config: dict[str, Any],
-        num_epochs: int,
-        final: float | None = None,
-        model: str | None = None,
-        **known: Any,
+        self, created: TrainingCreated, num_epochs: int, final: float | None = None, model: str | None = None
     ) -> None:
-        self._run.record_asked(training_id, stage, config, **known)
-        final = self._final(config) if final is None else final
-        for epoch in range(1, num_epochs + 1):
-            self._run.record_epoch(training_id, self._row(epoch, final * (1 + 1 / epoch), stage != "retrain"))
-        status = "complete" if num_epochs == config["num_epochs"] else "pruned"
-        reason = None if status == "complete" else f"among the worst at epoch {num_epochs}"
-        self._end(training_id, status, reason, model=model)
+        final = self._final(created.config) if final is None else final
+        losses = [final * (1 + 1 / epoch) for epoch in range(1, num_epochs + 1)]
+        is_complete = num_epochs == created.config.num_epochs
+        for event in training_events(created, losses):
+            self._record(event)
+        reason = None if is_complete else f"among the worst at epoch {num_epochs}"
+        self._end(created.id, "complete" if is_complete else "pruned", reason, model)
 
-    def _end(self, training_id: str, status: Any, reason: str | None, model: str | None = None) -> None:
-        facts = {"workers": 1, "threads": 1, "device": "cpu", "num_failures": 0, "trace": None, "model": model}
-        self._run.record_ended(training_id, status, reason, **facts)
-
-    @staticmethod
-    def _row(epoch: int, loss: float, with_validation: bool) -> dict[str, Any]:
-        row: dict[str, Any] = {"epoch": epoch, "elapsed_s": 0.01}
-        for part in ("train", "val") if with_validation else ("train",):
-            right = round(180 * (1 - min(0.9, loss / 4)))
-            row |= {f"{part}_loss": loss, f"{part}_accuracy": right / 180}
-            row |= {f"{part}_correct": right, f"{part}_examples": 180}
-        return row
-
-    def _choose(self) -> None:
-        Stages(self._spec, self._run, Listener()).choose(with_search=True)
-
-    def _plans(self) -> list[dict[str, Any]]:
-        chosen = self._run.stage("chosen")
-        assert chosen is not None
-        plans: list[dict[str, Any]] = chosen["retrainings"]
-        return plans
-
-    def _retrain(self) -> None:
-        model = self._run.put_blob(model_to_bytes(MnistCNN(0.25)), "model")
-        for plan in self._plans():
-            self._train(plan["id"], "retrain", plan["config"], self._spec.retrain.num_epochs, model=model)
-        self._run.record_stage("retrained", elapsed_s=3.0)
-
-    def _test(self, accuracies: dict[str, float]) -> None:
-        ids = [plan["id"] for plan in self._plans()]
-        self._run.record_stage("unsealed", data=self._spec.data.name, also=[], models=ids)
-        labels = np.random.default_rng(1).integers(0, 10, NUM_TEST)  # one test split for all runs
-        logits = {
-            plan["id"]: self._logits(labels, accuracies["baseline" if plan["role"] == "baseline" else "choice"])
-            for plan in self._plans()
-        }
-        missed = np.flatnonzero(np.any([said.argmax(axis=1) != labels for said in logits.values()], axis=0))
-        images = self._random.integers(0, 256, (len(missed), 28, 28)).astype(np.uint8)
-        tensors: dict[str, np.ndarray] = {"labels": labels.astype(np.uint8), "missed": missed, "missed_images": images}
-        examples = {"test": self._run.put_blob(save(tensors), "examples")}
-        scores = {training_id: self._score(said, labels) for training_id, said in logits.items()}
-        self._run.record_stage("tested", scores=scores, examples=examples, elapsed_s=0.1)
+    def _end(self, training_id: str, status: Status, reason: str | None, model: str | None = None) -> None:
+        self._record(TrainingEnded(id=training_id, status=status, reason=reason, model=model))
 
     def _logits(self, labels: np.ndarray, accuracy: float) -> np.ndarray:
         accuracy += self._noise.accuracy * float(self._random.standard_normal())
-        said = labels.copy()
+        predicted = labels.copy()
         wrong = self._random.choice(NUM_TEST, size=round(NUM_TEST * (1 - min(accuracy, 1.0))), replace=False)
-        said[wrong] = (labels[wrong] + self._random.integers(1, 10, len(wrong))) % 10
+        predicted[wrong] = (labels[wrong] + self._random.integers(1, 10, len(wrong))) % 10
         logits = self._random.standard_normal((NUM_TEST, 10)).astype(np.float32)
-        logits[np.arange(NUM_TEST), said] += 6
-        logits[np.arange(NUM_TEST), said] = np.maximum(logits[np.arange(NUM_TEST), said], logits.max(axis=1))
+        rows = np.arange(NUM_TEST)
+        logits[rows, predicted] += 6
+        logits[rows, predicted] = np.maximum(logits[rows, predicted], logits.max(axis=1))
         return logits
 
-    def _score(self, said: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-        right = int((said.argmax(axis=1) == labels).sum())
+    def _score(self, logits: np.ndarray, labels: np.ndarray) -> TestScore:
         content = io.BytesIO()
-        np.save(content, said, allow_pickle=False)
-        blob = self._run.put_blob(content.getvalue(), "logits")
-        known = {"test_correct": right, "test_examples": NUM_TEST, "test_logits": blob}
-        return {"test_loss": 0.05, "test_accuracy": right / NUM_TEST, **known}
+        np.save(content, logits, allow_pickle=False)
+        num_correct = int((logits.argmax(axis=1) == labels).sum())
+        return TestScore(Score(0.05, num_correct, NUM_TEST), self._writer.put_blob(content.getvalue(), "logits"))
+
+
+def training_events(created: TrainingCreated, losses: Sequence[float]) -> list[Event]:
+    """Return a training's events up to its end, with one epoch for each loss; a retraining has no validation split."""
+    events: list[Event] = [created]
+    for epoch, loss in enumerate(losses, start=1):
+        score = Score(loss, round(NUM_SPLIT * (1 - min(0.9, loss / 4))), NUM_SPLIT)
+        validation = None if created.stage == "retrain" else score
+        events.append(EpochReported(id=created.id, metrics=EpochMetrics(epoch, 0.01, score, validation)))
+    return events

@@ -1,4 +1,4 @@
-"""What the page takes from plotly keeps to the page's policy."""
+"""The parts of plotly in the page keep to the page's policy."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from tests.report.made_up import made_up_spec, make_up
 DRAWN_IN_SVG = {"bar", "heatmap", "scatter"}  # a WebGL trace builds functions at run time
 
 
-def test_no_figure_needs_what_the_policy_forbids(tmp_path: Path) -> None:
+def test_figures_need_no_webgl(tmp_path: Path) -> None:
     """The browser's tests draw them all; this one names the trace that would be refused on a machine with WebGL."""
     page = report_html(Review.of(make_up(made_up_spec(tmp_path, search={"num_trials": 1200})))).decode()
     payload = re.search(r'id="data">(.*?)</script>', page, re.DOTALL)
@@ -24,5 +24,5 @@ def test_no_figure_needs_what_the_policy_forbids(tmp_path: Path) -> None:
     assert kinds <= DRAWN_IN_SVG
 
 
-def test_plotlys_bundle_can_stand_in_a_script_element_as_it_is() -> None:
+def test_plotly_stays_inside_its_element() -> None:
     assert "</script" not in get_plotlyjs() and "\r" not in get_plotlyjs()

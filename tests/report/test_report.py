@@ -1,4 +1,4 @@
-"""The report is made from the record alone, the same bytes everywhere, and nothing that a person typed runs in it."""
+"""The report follows from the record alone, is the same bytes everywhere, and runs nothing that a person typed."""
 
 import base64
 import hashlib
@@ -13,15 +13,19 @@ from pathlib import Path
 import pytest
 from plotly.offline import get_plotlyjs
 
+from mnist_ray.config import Hyperparameters
 from mnist_ray.errors import SpecError
-from mnist_ray.record.exports import write_views
+from mnist_ray.record.exports import write_exports
+from mnist_ray.record.lease import owned
 from mnist_ray.record.rundir import RunDir
 from mnist_ray.record.tables import COLUMNS, read_results, results_table
 from mnist_ray.report import tables
+from mnist_ray.report.figures import MOST_CURVES
+from mnist_ray.report.models import scored_models
 from mnist_ray.report.review import Review
 from mnist_ray.report.write import write_report
 from mnist_ray.training.checkpoint import model_from_bytes
-from tests.report.made_up import Maker, made_up_spec, make_up
+from tests.report.made_up import Until, made_up_spec, make_up
 
 HOSTILE = "=cmd|' /C calc'!A0 <script>alert(1)</script><img src=x onerror=alert(2)> \"quoted\" | pipe"
 
@@ -34,7 +38,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
 
 
 class Scripts(HTMLParser):
-    """The executable inline scripts of a page, and every address that it names in an attribute."""
+    """The executable inline scripts of a page, and every address in its attributes."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -59,8 +63,8 @@ class Scripts(HTMLParser):
         self._runs = False
 
 
-def test_it_names_no_address_and_allows_its_own_scripts_alone(run: RunDir) -> None:
-    page = run.report.read_text()
+def test_page_allows_its_own_scripts_alone(run: RunDir) -> None:
+    page = run.paths.report.read_text()
     found = Scripts(page)
     assert all(address.startswith(("#", "data:image/png;base64,", "data:,")) for address in found.addresses)
     policy = re.search(r'Content-Security-Policy" content="([^"]+)"', page)
@@ -71,31 +75,32 @@ def test_it_names_no_address_and_allows_its_own_scripts_alone(run: RunDir) -> No
     assert len(found.ids) == len(set(found.ids))
 
 
-def test_it_is_small_enough_to_send(run: RunDir) -> None:
-    assert run.report.stat().st_size < 8_000_000
+def test_page_is_small_enough_to_send(run: RunDir) -> None:
+    assert run.paths.report.stat().st_size < 8_000_000
 
 
-def test_what_a_person_typed_is_text(run: RunDir) -> None:
-    page = run.report.read_text().replace(get_plotlyjs(), "")
+def test_typed_text_stays_text(run: RunDir) -> None:
+    page = run.paths.report.read_text().replace(get_plotlyjs(), "")
     assert "<script>alert(1)" not in page and "<img src=x" not in page
     assert "&lt;script&gt;alert(1)" in page
-    assert "<script>alert(1)" not in run.results_markdown.read_text().replace("\\<", "")
+    assert "<script>alert(1)" not in run.paths.results_markdown.read_text().replace("\\<", "")
 
 
-def test_no_cell_of_the_csv_is_a_formula_and_reading_gives_it_back(run: RunDir) -> None:
-    write_views(run)
-    assert f"'{HOSTILE[:8]}" in run.results_csv.read_text()
-    assert not re.search(r"(^|,)\"?[=+@]", run.results_csv.read_text(), re.MULTILINE)
-    assert read_results(run.results_csv).equals(results_table(run))
-    assert list(read_results(run.results_csv).columns) == list(COLUMNS)
+def test_csv_holds_no_formula(run: RunDir) -> None:
+    write_exports(run.path)
+    assert f"'{HOSTILE[:8]}" in run.paths.results_csv.read_text()
+    assert not re.search(r"(^|,)\"?[=+@]", run.paths.results_csv.read_text(), re.MULTILINE)
+    assert read_results(run.paths.results_csv).equals(results_table(run.state))
+    assert list(read_results(run.paths.results_csv).columns) == list(COLUMNS)
 
 
-def test_it_is_the_same_bytes_from_the_folder_alone_in_another_place_and_time_zone(run: RunDir, tmp_path: Path) -> None:
+def test_report_is_reproducible(run: RunDir, tmp_path: Path) -> None:
+    """From the record alone, in another folder and time zone."""
     copy = tmp_path / run.path.name
     shutil.copytree(run.path, copy)
-    for view in copy.iterdir():
-        if view.is_file():
-            view.unlink()
+    for export in copy.iterdir():
+        if export.is_file():
+            export.unlink()
     command = [sys.executable, "-m", "mnist_ray.cli", "report", str(copy)]
     environment = os.environ | {"TZ": "Asia/Kathmandu", "PYTHONHASHSEED": "7", "HOME": str(tmp_path)}
     subprocess.run(command, check=True, env=environment, capture_output=True)
@@ -104,85 +109,88 @@ def test_it_is_the_same_bytes_from_the_folder_alone_in_another_place_and_time_zo
     assert (copy / "results.csv").is_file()
 
 
-def test_the_verdict_stands_in_the_report_in_the_markdown_on_the_card_and_on_the_terminal(run: RunDir) -> None:
+def test_verdict_stands_everywhere(run: RunDir) -> None:
     review = write_report(run)
     sentence = review.verdict.sentence
-    assert sentence in run.report.read_text()
-    assert sentence in run.results_markdown.read_text()
-    assert sentence in (run.model_folder / "README.md").read_text()
+    assert sentence in run.paths.report.read_text()
+    assert sentence in run.paths.results_markdown.read_text()
+    assert sentence in (run.paths.model_folder / "README.md").read_text()
     assert f"verdict: {sentence}" in review.summary()
 
 
-@pytest.mark.parametrize("until", ["searched", "confirmed", "chosen", "retrained"])
-def test_an_unfinished_run_has_a_report_that_says_what_is_missing(tmp_path: Path, until: str) -> None:
+@pytest.mark.parametrize("until", ["searched", "confirmed", "selected", "retrained"])
+def test_missing_stages_are_named(tmp_path: Path, until: Until) -> None:
     made = make_up(made_up_spec(tmp_path), until=until)
     review = write_report(made)
-    page = made.report.read_text()
+    page = made.paths.report.read_text()
     assert "This run is not finished" in page
     assert review.verdict.kind == "not tested yet"
-    stages = ["confirmation", "the choice", "the retraining", "the test"]
-    done = ["searched", "confirmed", "chosen", "retrained"].index(until)
+    stages = ["confirmation", "the selection", "the retraining", "the test"]
+    done = ["searched", "confirmed", "selected", "retrained"].index(until)
     missing = page[page.index("This run is not finished") : page.index("</ul></div>")]
     assert [stage in missing for stage in stages] == [number >= done for number in range(4)]
-    assert not made.model_folder.exists()
+    assert not made.paths.model_folder.exists()
 
 
-def test_a_search_whose_trials_all_failed_has_a_report_that_says_so(tmp_path: Path) -> None:
+def test_failed_search_is_reported(tmp_path: Path) -> None:
     spec = made_up_spec(tmp_path)
     made = make_up(spec, until="searched", failures=range(spec.search.num_trials))
     review = write_report(made)
     assert "30 failed" in review.summary()[0]
-    assert "No trial got through an epoch" in made.report.read_text()
+    assert "No trial got through an epoch" in made.paths.report.read_text()
 
 
-def test_a_run_without_a_search_has_a_report_without_one(tmp_path: Path) -> None:
-    spec = made_up_spec(tmp_path)
-    plan = {"id": "train-recipe-seed-0", "role": "choice", "config": spec.training(spec.recipe, 5, 0).model_dump()}
-    made = make_up(spec, until="started")
-    made.record_stage("chosen", training=None, hyperparameters=spec.recipe.model_dump(), retrainings=[plan])
-    Maker(spec, made).finish()
+def test_report_without_a_search(tmp_path: Path) -> None:
+    made = make_up(made_up_spec(tmp_path), with_search=False)
     review = write_report(made)
     assert review.verdict.sentence.startswith("No verdict: nothing was searched")
-    assert "Was the search any good?" not in made.report.read_text()
-    assert (made.model_folder / "README.md").is_file()
+    assert "Was the search any good?" not in made.paths.report.read_text()
+    assert (made.paths.model_folder / "README.md").is_file()
 
 
-def test_a_run_that_has_not_begun_has_none(tmp_path: Path) -> None:
+def test_run_without_a_start_is_refused(tmp_path: Path) -> None:
     made = RunDir(tmp_path / "begun")
-    made.take({"host": "here", "pid": 1, "version": "0"})
+    with owned(made, when_lost=lambda: None):
+        pass
     with pytest.raises(SpecError, match="has not begun"):
         write_report(made)
 
 
-def test_the_model_that_people_take_away_is_the_choice_of_the_first_seed(run: RunDir) -> None:
-    weights = (run.model_folder / "model.safetensors").read_bytes()
-    first = next(plan["id"] for plan in (run.stage("chosen") or {})["retrainings"] if plan["role"] == "choice")
-    assert first.endswith("seed-0")
-    assert weights == run.model_content(first)
+def test_exported_model_has_the_first_seed(run: RunDir) -> None:
+    weights = (run.paths.model_folder / "model.safetensors").read_bytes()
+    first = scored_models(run.state, "selected")[0]
+    assert first.seed == 0
+    assert weights == run.model(first.id)
     model_from_bytes(weights)
-    card = (run.model_folder / "README.md").read_text()
-    score = (run.stage("tested") or {})["scores"][first]
-    assert f"{100 * score['test_accuracy']:.2f} %" in card and f"{score['test_correct']:,} of" in card
+    card = (run.paths.model_folder / "README.md").read_text()
+    assert f"{100 * first.score.accuracy:.2f} %" in card and f"{first.score.num_correct:,} of" in card
 
 
-def test_a_table_that_is_too_long_keeps_what_was_retrained_and_the_complete_trials(
-    run: RunDir, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    table = results_table(run)
+def test_every_hyperparameter_is_shown(run: RunDir) -> None:
+    page, markdown = run.paths.report.read_text(), run.paths.results_markdown.read_text()
+    card = (run.paths.model_folder / "README.md").read_text()
+    first = run.state.trainings("retrain")[-1].config
+    for name in Hyperparameters.model_fields:
+        assert page.count(f">{name.replace('_', ' ')}<") == 2  # the models' table and that of all trainings
+        assert markdown.count(f" {name} ") >= 3
+        assert f"{name} {getattr(first, name):.4g}" in card
+        assert all(name in line for line in Review.of(run).summary() if "(seed " in line)
+
+
+def test_long_table_keeps_complete_trials(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = results_table(run.state)
     kept = table[(table["stage"] != "search") | (table["status"] == "complete")]
     monkeypatch.setattr(tables, "MOST_ROWS", len(kept) + 2)
-    found = tables.rows(Review.of(run))
-    shown = [row[0]["text"] for row in found["rows"]]
+    found = tables.trainings(Review.of(run))
+    shown = [row[0].text for row in found.rows]
     assert set(kept["id"]) < set(shown) and len(shown) == len(kept) + 2
     assert shown == [training_id for training_id in table["id"] if training_id in shown]
-    assert found["rows_note"] == f"{len(table) - len(shown)} trials more are in results.csv."
+    assert found.note == f"{len(table) - len(shown)} trials more are in results.csv."
 
 
-def test_a_long_search_is_sampled_where_each_trial_would_be_drawn_and_the_caption_says_so(tmp_path: Path) -> None:
-    from mnist_ray.report.figures import MOST_CURVES
-
+def test_long_search_is_sampled(tmp_path: Path) -> None:
     spec = made_up_spec(tmp_path, search={"num_trials": MOST_CURVES + 30, "num_epochs": 2, "early_stopping": None})
     made = make_up(spec, until="searched")
     write_report(made)
-    assert made.report.stat().st_size < 8_000_000
-    assert f"The best and an even sample of {MOST_CURVES} of {MOST_CURVES + 30}." in made.report.read_text()
+    assert made.paths.report.stat().st_size < 8_000_000
+    assert f"The best and an even sample of {MOST_CURVES} of {MOST_CURVES + 30}." in made.paths.report.read_text()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mnist_ray.data import LabelledImages, load_training, pixel_statistics
-from mnist_ray.training.loop import Examples, TrainingData
+from mnist_ray.training.examples import Examples, TrainingData
 
 CPU = torch.device("cpu")
 

@@ -15,8 +15,10 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from mnist_ray.config import TrainingConfig
+from mnist_ray.metrics import EpochMetrics, Score
 from mnist_ray.training.checkpoint import MANIFEST_NAME, TENSORS_NAME, Checkpoints, SavedState, fit_resumably
-from mnist_ray.training.loop import DivergedError, TrainingData, TrainState, fit
+from mnist_ray.training.examples import TrainingData
+from mnist_ray.training.loop import DivergedError, TrainState, fit
 
 FOUR = TrainingConfig(num_epochs=4, batch_size=32, dropout=0.4, seed=3)
 BATCHES_PER_EPOCH = 4
@@ -33,7 +35,7 @@ class Outcome:
     @classmethod
     def of(cls, state: TrainState) -> "Outcome":
         saved = SavedState.of(state)
-        history = [{key: value for key, value in row.items() if key != "elapsed_s"} for row in saved.history]
+        history = [{**metrics.columns(), "elapsed_s": 0.0} for metrics in saved.history]
         return cls(saved.completed_epochs, history, load(saved.tensors))
 
     def differences(self, other: "Outcome") -> list[str]:
@@ -175,7 +177,8 @@ def test_states_are_yielded_after_each_epoch_and_once_at_the_start_of_what_was_r
 
 def a_saved(completed_epochs: int) -> SavedState:
     tensors = {"model.x": torch.full((3,), float(completed_epochs))}
-    return SavedState(completed_epochs, [{"epoch": epoch + 1} for epoch in range(completed_epochs)], save(tensors))
+    history = [EpochMetrics(epoch + 1, 0.5, Score(0.1 + 0.2, 1, 2), None) for epoch in range(completed_epochs)]
+    return SavedState(completed_epochs, history, save(tensors))
 
 
 def names_in(folder: Path) -> list[str]:
@@ -370,6 +373,6 @@ def test_a_diverged_training_does_so_again_when_resumed(few_digits: TrainingData
 
 def test_what_rank_0_sends_is_what_the_others_get(few_digits: TrainingData) -> None:
     state = TrainState.initial(FOUR, few_digits.statistics)
-    state.history.append({"epoch": 1, "val_loss": 0.1 + 0.2, "note": "a\nb"})
+    state.history.append(EpochMetrics(1, 0.5, Score(0.1 + 0.2, 1, 2), Score(1e-300, 2, 2)))
     saved = SavedState.of(state)
     assert SavedState.from_bytes(saved.to_bytes()) == saved

@@ -1,16 +1,10 @@
 """Any number of workers trains the same network: real processes, real gloo groups, one thread each."""
 
-import contextlib
 import os
-import signal
-import time
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +19,15 @@ from mnist_ray.config import TrainingConfig
 from mnist_ray.data import LabelledImages, PixelStatistics, pixel_statistics
 from mnist_ray.metrics import Score
 from mnist_ray.training.checkpoint import Checkpoints, SavedState, fit_resumably
+from mnist_ray.training.distributed import Worker
+from mnist_ray.training.evaluation import evaluate
+from mnist_ray.training.examples import Examples, TrainingData
 from mnist_ray.training.kernels.batch_norm_pool import normalised_and_pooled
-from mnist_ray.training.loop import (
-    DivergedError,
-    Examples,
-    TrainingData,
-    TrainState,
-    Worker,
-    evaluate,
-    fit,
-)
-from mnist_ray.training.process import group_on_this_machine
+from mnist_ray.training.loop import DivergedError, TrainState, fit
+from mnist_ray.training.model import FOLLOW_ROUNDING
+from tests.training.groups import CALM_SEED, Group
 
 MOST_WORKERS = 3
-WAIT_S = 120.0  # for one task of a group; a tenth of it is usual, start-up included
 
 # --- what the workers run
 
@@ -54,7 +43,7 @@ class Trained:
     @classmethod
     def of(cls, state: TrainState) -> "Trained":
         weights = {name: tensor.numpy() for name, tensor in state.model.state_dict().items()}
-        history = [{key: value for key, value in row.items() if key != "elapsed_s"} for row in state.history]
+        history = [{**metrics.columns(), "elapsed_s": 0.0} for metrics in state.history]
         return cls(weights, history, SavedState.of(state).tensors)
 
 
@@ -141,85 +130,16 @@ def normalise(worker: Worker, images: Tensor, upstream: Tensor, weight: Tensor, 
     return Normalised(*(tensor.detach() for tensor in tensors if tensor is not None))
 
 
-# --- the processes
-
-
-def serve(connection: Connection) -> None:
-    """What each process does: take (task, rank, number of ranks, meeting point, arguments), answer, until None."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
-    torch.set_num_threads(1)
-    while (order := connection.recv()) is not None:
-        task, rank, world_size, meeting_point, arguments = order
-        try:
-            with group_on_this_machine(rank, world_size, meeting_point, WAIT_S / 2):
-                connection.send((task(Worker(rank, world_size), *arguments), None))
-        except BaseException:
-            connection.send((None, traceback.format_exc()))
-
-
-class Group:
-    """Processes that stay for all tests, since each takes seconds to import torch; a process group for each task."""
-
-    def __init__(self, folder: Path) -> None:
-        context = get_context("spawn")
-        self._folder = folder
-        self._num_meetings = 0
-        self._connections = []
-        self._processes = []
-        for _ in range(MOST_WORKERS):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=serve, args=(theirs,), daemon=True)
-            process.start()
-            theirs.close()  # so that a dead process ends a wait for it
-            self._connections.append(ours)
-            self._processes.append(process)
-
-    def run(self, world_size: int, task: Callable[..., Any], *arguments: Any) -> list[Any]:
-        """The results of all ranks. A rank that fails or keeps silent fails the test."""
-        self._num_meetings += 1
-        meeting_point = self._folder / f"meeting-{self._num_meetings}"
-        for rank, connection in enumerate(self._connections[:world_size]):
-            connection.send((task, rank, world_size, meeting_point, arguments))
-        deadline = time.monotonic() + WAIT_S
-        results, failures = [], []
-        for rank, connection in enumerate(self._connections[:world_size]):
-            if not connection.poll(max(0.0, deadline - time.monotonic())):
-                self.end()
-                pytest.fail(f"rank {rank} of {world_size} did not answer within {WAIT_S:g} s")
-            result, failure = connection.recv()
-            results.append(result)
-            failures += [f"rank {rank}: {failure}"] if failure else []
-        assert not failures, "\n".join(failures)
-        return results
-
-    def end(self) -> None:
-        for connection in self._connections:
-            with contextlib.suppress(OSError):
-                connection.send(None)
-        for process in self._processes:
-            process.join(5.0)
-            process.kill()
-            process.join(5.0)
-
-
 @pytest.fixture(scope="module")
 def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Group]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(os.environ, "GLOO_SOCKET_IFNAME", "lo")
-        group = Group(tmp_path_factory.mktemp("workers"))
+        group = Group(MOST_WORKERS, tmp_path_factory.mktemp("workers"))
     yield group
     group.end()
 
 
 # --- the same training
-
-
-# A bias before batch normalisation has no true gradient: Adam makes full steps of its rounding, and the running mean
-# follows it (late, so that the validation loss differs by 2e-3 of itself at most). Of 14 seeds 8 is the one that
-# comes within 6e-5 of float64 in whatever order a batch is added up; with others a near tie in max pooling goes the
-# other way now and then, after which weights differ by up to 7e-3.
-CALM_SEED = 8
-FOLLOWS_ROUNDING = {"blocks.0.0.bias", "blocks.0.1.running_mean", "blocks.1.0.bias", "blocks.1.1.running_mean"}
 
 
 def config(**changes: Any) -> TrainingConfig:
@@ -236,7 +156,7 @@ def largest_differences(one: Trained, other: Trained) -> dict[str, float]:
 
 def assert_agree_but_for_rounding(one: Trained, other: Trained) -> None:
     differences = largest_differences(one, other)
-    assert max(difference for name, difference in differences.items() if name not in FOLLOWS_ROUNDING) < 1e-3
+    assert max(difference for name, difference in differences.items() if name not in FOLLOW_ROUNDING) < 1e-3
 
 
 def assert_ranks_agree(ranks: list[Trained]) -> None:

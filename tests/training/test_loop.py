@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import pytest
@@ -12,18 +11,10 @@ from torch import Tensor, nn
 from mnist_ray.config import TrainingConfig
 from mnist_ray.data import PixelStatistics
 from mnist_ray.metrics import EpochMetrics, Score
-from mnist_ray.training.loop import (
-    DivergedError,
-    Examples,
-    Steps,
-    TrainingData,
-    TrainState,
-    Worker,
-    evaluate,
-    fit,
-    predict,
-    train_one_epoch,
-)
+from mnist_ray.training.distributed import Worker
+from mnist_ray.training.evaluation import evaluate, predict
+from mnist_ray.training.examples import Examples, TrainingData
+from mnist_ray.training.loop import DivergedError, Steps, TrainState, fit, train_one_epoch
 from mnist_ray.training.model import MnistCNN
 
 CONFIG = TrainingConfig(num_epochs=2, batch_size=32, dropout=0.25)
@@ -44,8 +35,8 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(tensor.equal(other[name]) for name, tensor in one.items())
 
 
-def without_times(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: value for key, value in row.items() if key != "elapsed_s"} for row in history]
+def without_times(history: list[EpochMetrics]) -> list[EpochMetrics]:
+    return [dataclasses.replace(metrics, elapsed_s=0.0) for metrics in history]
 
 
 def test_it_takes_the_steps_of_a_loop_written_by_hand(few_digits: TrainingData) -> None:
@@ -136,36 +127,6 @@ def test_each_epoch_and_each_rank_draws_its_own_masks(few_digits: TrainingData) 
     assert seeds[3] == seeds[0]
 
 
-def captured_here(compute: Callable[[], None], changed: Sequence[Tensor]) -> Callable[[], None]:
-    """What a capture as a CUDA graph does, but for the graph: warms up, and brings everything back."""
-    kept, drawn = [tensor.clone() for tensor in changed], torch.get_rng_state()
-    for _ in range(2):
-        compute()
-    with torch.no_grad():
-        for tensor, before in zip(changed, kept, strict=True):
-            tensor.copy_(before)
-    torch.set_rng_state(drawn)
-    return compute
-
-
-def test_steps_that_are_captured_and_replayed_are_those_that_are_computed(few_digits: TrainingData) -> None:
-    """With dropout, a ragged last batch and a learning rate that changes; CUDA's own part needs a GPU."""
-    ends = []
-    for capture in (None, captured_here):
-        state = TrainState.initial(CONFIG, few_digits.statistics)
-        steps = Steps(state.model, state.optimizer, few_digits.train, Worker(), capture)
-        assert len(few_digits.train) % CONFIG.batch_size
-        scores = []
-        for epoch, learning_rate in enumerate((1e-3, 1e-2, 1e-4), start=1):
-            state.optimizer.learning_rate = learning_rate
-            scores.append(train_one_epoch(steps, len(few_digits.train), CONFIG, epoch, Worker()))
-        ends.append((weights_of(state), state.optimizer.state_dict(), scores))
-    (weights, moments, scores), (replayed_weights, replayed_moments, replayed_scores) = ends
-    assert equal(weights, replayed_weights)
-    assert equal(moments, replayed_moments)
-    assert scores == replayed_scores
-
-
 def test_initial_weights_follow_from_the_seed_alone() -> None:
     """So every rank of any number of ranks begins with the same, and so does a trial with other hyperparameters."""
     statistics = PixelStatistics(0.1, 0.3)
@@ -192,7 +153,7 @@ def test_an_epoch_reports_what_its_names_say(few_digits: TrainingData) -> None:
     assert last.validation == score
     assert last.elapsed_s > 0
     assert state.completed_epochs == last.epoch == 2
-    assert state.history[-1] == last.columns()
+    assert state.history[-1] == last
     assert list(last.columns()) == [
         *("epoch", "elapsed_s"),
         *("train_loss", "train_accuracy", "train_correct", "train_examples"),
@@ -228,7 +189,9 @@ def test_divergence_ends_the_training_with_epoch_and_value(few_digits: TrainingD
         for value in ("nan", "inf")
     ]
     assert len(state.history) == state.completed_epochs
-    assert all(math.isfinite(row["train_loss"]) and math.isfinite(row["val_loss"]) for row in state.history)
+    assert all(
+        math.isfinite(loss) for metrics in state.history for loss in (metrics.train.loss, metrics.objective("val_loss"))
+    )
 
 
 def test_divergence_is_seen_without_a_validation_split(few_digits: TrainingData) -> None:

@@ -12,7 +12,8 @@ from torch.nn import functional
 from mnist_ray.config import Precision
 from mnist_ray.errors import CorruptFileError
 from mnist_ray.training.checkpoint import model_from_bytes, model_to_bytes
-from mnist_ray.training.loop import predict
+from mnist_ray.training.evaluation import predict
+from mnist_ray.training.kernels.selection import AUTO, PLAIN, Kernels
 from mnist_ray.training.model import MnistCNN
 
 
@@ -127,14 +128,15 @@ def test_a_damaged_header_ends_in_a_model_or_in_our_own_error(place: int, byte: 
         return
 
 
-def test_in_bfloat16_only_the_convolutions_round_and_gradients_stay_near() -> None:
+@pytest.mark.parametrize("kernels", [AUTO, PLAIN])
+def test_only_convolutions_round_in_bfloat16(kernels: Kernels) -> None:
     """Two blocks' products of factors with 8 significant bits: a relative error of some 2**-8."""
     images = torch.randint(0, 256, (64, 1, 28, 28), dtype=torch.uint8)
     labels = torch.randint(0, 10, (64,))
     networks = []
     for precision in get_args(Precision):
         torch.manual_seed(0)
-        networks.append(MnistCNN(0.0, 0.13, 0.31, precision).to(memory_format=torch.channels_last).train())
+        networks.append(MnistCNN(0.0, 0.13, 0.31, precision, kernels).to(memory_format=torch.channels_last).train())
     logits, gradients = [], []
     for network in networks:
         said = network(images)

@@ -2,10 +2,10 @@
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mnist_ray.record.rundir import RunDir
-from tools.chaos.killing import Aim, Story
+from tools.chaos.killing import Aim, Story, events_of
 from tools.chaos.processes import Role
 from tools.chaos.session import Stage
 from tools.chaos.verdict import progress_times
@@ -32,9 +32,9 @@ class Pace:
 
     @classmethod
     def of(cls, story: Story, run: RunDir) -> "Pace":
-        times = progress_times(run.events())
+        times = progress_times(events_of(run))
         search, retrain = (
-            [row for each in run.trainings(stage) for row in each.history] for stage in ("search", "retrain")
+            [row for each in run.state.trainings(stage) for row in each.history] for stage in ("search", "retrain")
         )
         signs = story.signs
         return cls(
@@ -45,6 +45,14 @@ class Pace:
             untested_s=max(times[-1] - signs["test"], 0.1),
             test_s=story.ended - signs["test"],
         )
+
+    def after(self, story: Story) -> "Pace":
+        """Return this pace with the start and the end as long as they were in a later run.
+
+        A machine that has become faster would be through with them before the kills that were drawn for it.
+        """
+        end_s = story.ended - story.signs["test"] if "test" in story.signs else self.test_s
+        return replace(self, start_s=max(story.starts_s, default=self.start_s), test_s=end_s)
 
 
 def draw_aims(generator: random.Random, pace: Pace, quota: Mapping[Stage, int]) -> list[Aim]:

@@ -1,17 +1,19 @@
 """One run under fire: its command is started until it is done, and processes are killed where the aims say."""
 
 import hashlib
-import json
 import random
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from mnist_ray.errors import CorruptFileError
-from mnist_ray.record.rundir import RunDir, Training
+from mnist_ray.record.event_log import EventLog
+from mnist_ray.record.events import EpochReported, Event, TrainingCreated, TrainingEnded, kind_of
+from mnist_ray.record.rundir import RunDir
+from mnist_ray.record.state import Training
 from tools.chaos import processes
 from tools.chaos.processes import Process, Role
 from tools.chaos.session import STAGES, Job, Session, Stage
@@ -20,6 +22,7 @@ POLL_S = 0.02
 RECORD_POLL_S = 0.2  # reading the record takes some milliseconds of one of two busy cores
 SESSION_LIMIT_S = 600.0  # an undisturbed run takes a fraction of it, on a busy machine too
 LEAVING_LIMIT_S = 15.0  # until none of a driver's processes may be left
+WORK: tuple[Literal["search", "retrain"], ...] = ("search", "retrain")  # the stages with trainings
 FAILURES_LIMIT = 5  # sessions of one run that end by themselves before their work is done
 
 
@@ -72,6 +75,7 @@ class Story:
     stuck: str | None = None  # why it was given up
     num_missed: int = 0  # aims at what was over, or never there
     signs: dict[Stage, float] = field(default_factory=dict)  # Unix times of the last session's stages
+    starts_s: list[float] = field(default_factory=list)  # how long its sessions were in the stage "start"
     began: float = 0.0
     ended: float = 0.0
 
@@ -155,11 +159,14 @@ class _Fire:
         while session.exit_code is None:
             if time.time() - session.began > SESSION_LIMIT_S:
                 session.end()
-                raise StuckRunError(f"{self.story.run} did not end in {SESSION_LIMIT_S:g} s: {session.said()[-3000:]}")
+                raise StuckRunError(
+                    f"{self.story.run} did not end in {SESSION_LIMIT_S:g} s: {session.output()[-3000:]}"
+                )
             self._look(session)
             time.sleep(POLL_S)
         self.story.exit_codes.append(session.wait())
         self.story.signs = session.signs
+        self.story.starts_s += [at - session.began for at in list(session.signs.values())[1:2]]
         was_killed = bool(self.story.kills) and self.story.kills[-1].target == "driver" and session.exit_code == -9
         if session.exit_code and not was_killed:
             self._note_failure(session)
@@ -167,8 +174,8 @@ class _Fire:
 
     def _note_failure(self, session: Session) -> None:
         last = str(self.story.kills[-1]) if self.story.kills else "no kill"
-        said = session.said().strip()[-2000:]
-        self.story.gave_up.append(f"exit code {session.exit_code} after [{last}]: {said}")
+        printed = session.output().strip()[-2000:]
+        self.story.gave_up.append(f"exit code {session.exit_code} after [{last}]: {printed}")
         if len(self.story.gave_up) >= FAILURES_LIMIT:
             raise StuckRunError(f"{self.story.run} failed {FAILURES_LIMIT} times: {self.story.gave_up[-1]}")
 
@@ -194,7 +201,12 @@ class _Fire:
         if aim.epochs == 0 or time.time() - self._record_read < RECORD_POLL_S:
             return 0
         self._record_read = time.time()
-        return sum(training.epochs_done for training in self._run.trainings(aim.stage))
+        return sum(
+            training.epochs_done
+            for stage in WORK
+            if stage == aim.stage
+            for training in self._run.state.trainings(stage)
+        )
 
     def _shoot(self, aim: Aim, session: Session) -> None:
         """Nothing happens while there is nobody to hit."""
@@ -222,8 +234,8 @@ class _Fire:
 
 
 def on_record(run: RunDir) -> dict[str, Any]:
-    """How far the record is, and what it says of finished trainings."""
-    events = run.events() if run.exists else []
+    """Return how far the record is, and a digest of each finished training."""
+    events = events_of(run)
     return {
         "num_events": len(events),
         "last_event": describe(events[-1]) if events else "none",
@@ -231,36 +243,37 @@ def on_record(run: RunDir) -> dict[str, Any]:
     }
 
 
+def events_of(run: RunDir) -> list[Event]:
+    """Return every event on record, in order. Raises CorruptFileError."""
+    return [numbered.event for numbered in EventLog(run.paths.record).read_new()]
+
+
 def finished(run: RunDir) -> list[Training]:
-    if not run.exists:
-        return []
-    return [
-        training for stage in ("search", "retrain") for training in run.trainings(stage) if training.status is not None
-    ]
+    """Return the trials and retrainings that have ended."""
+    state = run.state
+    return [training for stage in WORK for training in state.trainings(stage) if training.ended is not None]
 
 
 def digest(training: Training) -> str:
-    """Of all that is on record of a training, times included: another run of it is another digest."""
+    """Hash all that is on record of a training, times included: another run of it has another digest."""
     content = [training.id, training.stage, training.config, training.history, training.ended]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(repr(content).encode()).hexdigest()
 
 
-def name_of(event: Mapping[str, Any]) -> str:
-    """asked, epoch, ended, or the stage that it is about."""
-    return str(event["stage"] if event["kind"] == "stage" else event["kind"])
+def name_of(event: Event) -> str:
+    """Return the event's kind, such as epoch_reported."""
+    return kind_of(type(event))
 
 
-def training_of(event: Mapping[str, Any]) -> str | None:
-    """The training whose beginning, epoch or end an event is; None for the other events."""
-    if event["kind"] not in ("asked", "epoch", "ended"):
-        return None
-    return str(event["id"])
+def training_of(event: Event) -> str | None:
+    """Return the training whose beginning, epoch or end an event is; None for the other events."""
+    return event.id if isinstance(event, TrainingCreated | EpochReported | TrainingEnded) else None
 
 
-def epoch_of(event: Mapping[str, Any]) -> int | None:
-    return int(event["row"]["epoch"]) if event["kind"] == "epoch" else None
+def epoch_of(event: Event) -> int | None:
+    return event.metrics.epoch if isinstance(event, EpochReported) else None
 
 
-def describe(event: Mapping[str, Any]) -> str:
+def describe(event: Event) -> str:
     parts = [name_of(event), training_of(event), epoch_of(event)]
     return " ".join(str(part) for part in parts if part is not None)

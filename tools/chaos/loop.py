@@ -14,7 +14,7 @@ import yaml
 from mnist_ray.errors import CorruptFileError
 from mnist_ray.record.rundir import RunDir
 from tools.chaos.aims import Pace, draw_aims
-from tools.chaos.killing import Aim, Killer, Story
+from tools.chaos.killing import Aim, Killer, Story, events_of
 from tools.chaos.session import STAGES, Job, Stage
 from tools.chaos.verdict import (
     Outcome,
@@ -52,7 +52,7 @@ SPEC: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Tried:
-    """One run under fire, and what is to be said of it."""
+    """One run under fire, and its verdict."""
 
     story: Story
     verdict: Verdict
@@ -71,10 +71,17 @@ class Report:
 
     @property
     def is_good(self) -> bool:
-        """Nothing was lost where it must not be, and it was noticed where it was."""
-        is_enough = all(self.num_kills(stage) >= self.wanted for stage in STAGES)
+        """Nothing was lost where it must not be, it was noticed where it was, and there were enough kills to say so."""
+        return self.has_held and self.is_enough
+
+    @property
+    def has_held(self) -> bool:
         is_noticed = self.control is None or not self.control.verdict.is_good
-        return is_enough and is_noticed and all(tried.verdict.is_good for tried in self.tried)
+        return is_noticed and all(tried.verdict.is_good for tried in self.tried)
+
+    @property
+    def is_enough(self) -> bool:
+        return all(self.num_kills(stage) >= self.wanted for stage in STAGES)
 
     def num_kills(self, stage: Stage) -> int:
         return sum(kill.stage == stage for tried in self.tried for kill in tried.story.kills)
@@ -105,7 +112,7 @@ class Harness:
         verdict = judge(story, run, None, is_exact=True)
         assert verdict.is_good, verdict
         outcome = outcome_of(run)
-        assert len(outcome.weights) == 2, "the search chose the recipe: give the spec another seed"
+        assert len(outcome.weights) == 2, "the search selected the baseline: give the spec another seed"
         return story, outcome, Pace.of(story, run)
 
     def under_fire(
@@ -126,29 +133,36 @@ def _tried(story: Story, run: RunDir, concurrent: int, reference: Outcome | None
         story=story,
         verdict=judge(story, run, reference, is_exact=concurrent == 1),
         concurrent=concurrent,
-        lost_s=seconds_lost(story, run.events()),
+        lost_s=seconds_lost(story, events_of(run)),
         num_retrainings_compared=num_shared_retrainings(reference, outcome_of(run)) if reference else 0,
     )
 
 
 def bombard(workdir: Path, num_kills: int, seed: int, with_control: bool, say: Callable[[str], None]) -> Report:
-    """At least `num_kills`, a quarter of them in each stage, in runs of one and of two trials at a time by turns."""
+    """Kill at least `num_kills` times, a quarter of them in each stage; one and two trials at a time take turns.
+
+    An interrupt (Ctrl-C) ends the kills, not the report.
+    """
     with short_folder() as ray_dir:
         harness = Harness(workdir, ray_dir, seed, say)
         story, reference, pace = harness.undisturbed()
         say(f"undisturbed: {story.elapsed_s:.1f} s, {pace}")
         report = Report(seed, -(-num_kills // len(STAGES)), story)
-        for number in range(1, 2 * _num_runs(num_kills) + 1):
-            quota = _missing(report)
-            if not any(quota.values()):
-                break
-            aims = draw_aims(random.Random(f"{seed}/{number}"), pace, quota)
-            name, concurrent = f"killed-{number:02d}", 2 - number % 2
-            report.tried.append(harness.under_fire(name, aims, concurrent, reference))
-            say(_said_of(report.tried[-1]))
+        try:
+            for number in range(1, 2 * _num_runs(num_kills) + 3):
+                quota = _missing(report)
+                if not any(quota.values()):
+                    break
+                aims = draw_aims(random.Random(f"{seed}/{number}"), pace, quota)
+                name, concurrent = f"killed-{number:02d}", 2 - number % 2
+                report.tried.append(harness.under_fire(name, aims, concurrent, reference))
+                say(_line_of(report.tried[-1]))
+                pace = pace.after(report.tried[-1].story)
+        except KeyboardInterrupt:
+            say("interrupted: the table is of the runs that had ended")
         if with_control:
             report.control = harness.under_fire("control", control_aims(pace), 1, reference, forget=True)
-            say(_said_of(report.control))
+            say(_line_of(report.control))
     return report
 
 
@@ -167,7 +181,7 @@ def _missing(report: Report) -> dict[Stage, int]:
     return {stage: min(max(report.wanted - report.num_kills(stage), 0), KILLS_PER_STAGE_AND_RUN) for stage in STAGES}
 
 
-def _said_of(tried: Tried) -> str:
+def _line_of(tried: Tried) -> str:
     story = tried.story
     return (
         f"{story.run}: {'good' if tried.verdict.is_good else 'BAD'}, {tried.concurrent} at a time, {len(story.kills)} "

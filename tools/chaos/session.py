@@ -13,7 +13,7 @@ from typing import Literal
 from tools.chaos import processes
 from tools.chaos.processes import SERVICES, Process
 
-REPOSITORY = Path(__file__).resolve().parents[3]
+REPOSITORY = Path(__file__).resolve().parents[2]
 STAGE_LINE = re.compile(r"^\d\d:\d\d:\d\d (\w+): (.*)$", re.MULTILINE)  # as the driver prints off a terminal
 
 Stage = Literal["start", "search", "retrain", "test"]  # in this order; "test" lasts until the driver's end
@@ -25,7 +25,7 @@ class Job:
     """What is run, again and again."""
 
     spec: Path
-    storage: Path  # holds the runs, and a log of what the drivers of each said
+    storage: Path  # holds the runs, and a log of the output of each one's drivers
     ray_dir: Path  # short: sockets lie below it
 
     def command(self, name: str) -> list[str]:
@@ -70,12 +70,12 @@ class Session:
         return self._process.wait()
 
     def stage(self) -> Stage:
-        """Where the driver is, by what it has said."""
-        stage = stage_of(self.said())
+        """Where the driver is, by its output."""
+        stage = stage_of(self.output())
         self.signs.setdefault(stage, time.time())
         return stage
 
-    def said(self) -> str:
+    def output(self) -> str:
         with self._log.open("rb") as log:
             log.seek(self._offset)
             return log.read().decode(errors="replace")
@@ -101,9 +101,9 @@ class Session:
         self._process.wait()
 
 
-def stage_of(said: str) -> Stage:
-    """The stage that a driver's lines tell of; its own word for what comes before the search is "data"."""
-    lines = STAGE_LINE.findall(said)
+def stage_of(output: str) -> Stage:
+    """Return the stage of a driver's latest line; in these lines everything before the search is "data"."""
+    lines = STAGE_LINE.findall(output)
     stage, text = lines[-1] if lines else ("data", "")
     if stage == "retrain" and text.startswith("done"):
         return "test"

@@ -22,7 +22,8 @@ def as_json(report: Report) -> dict[str, Any]:
 def markdown(report: Report, command: str, elapsed_s: float, day: str) -> str:
     heading = (
         f"Made by `make chaos` ({command}) on {day}, in {elapsed_s / 60:.0f} minutes: "
-        f"{'everything held' if report.is_good else 'NOT everything held'}."
+        f"{'everything held' if report.has_held else 'NOT everything held'}"
+        f"{'' if report.is_enough else f'; NOT {report.wanted} kills in every stage'}."
     )
     return "\n".join([heading, "", *_kill_rows(report), "", "| what | figure |", "|---|---|", *_figure_rows(report)])
 
@@ -49,7 +50,7 @@ def figures(report: Report) -> list[tuple[str, str]]:
     compared = sum(each.num_retrainings_compared for each in tried)
     lost = [seconds for each in tried for seconds in each.lost_s] or [0.0]
     return [
-        ("runs, each of 8 trials, a choice, two retrainings on two workers and the test", str(len(tried))),
+        ("runs, each of 8 trials, a selection, two retrainings on two workers and the test", str(len(tried))),
         ("the same command started again", str(sum(len(each.story.exit_codes) - 1 for each in tried))),
         ("runs that ended with exit code 0", f"{sum(_has_ended(each) for each in tried)} of {len(tried)}"),
         ("drivers that gave up by themselves", str(sum(len(each.story.gave_up) for each in tried))),

@@ -1,19 +1,23 @@
 """What is promised of a run that was killed, against what it left on record."""
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from itertools import pairwise
 from typing import Any
 
-from mnist_ray.record.rundir import RunDir, Training
+from mnist_ray.record.events import Event, TrainingCreated, TrainingEnded, kind_of
+from mnist_ray.record.rundir import RunDir
+from mnist_ray.record.state import Training
 from mnist_ray.record.tables import read_results, results_table
 from mnist_ray.storage.files import sha256
-from tools.chaos.killing import Kill, Story, digest, epoch_of, finished, name_of, training_of
+from tools.chaos.killing import Kill, Story, digest, epoch_of, events_of, finished, name_of, training_of
 
-# What says that a run has got further. The start of another session does not.
-PROGRESS = ("asked", "epoch", "ended", "searched", "chosen", "retrained", "unsealed", "tested")
+# The events of a run that has got further. The start of another session is none.
+PROGRESS = (
+    *("training_created", "epoch_reported", "training_ended", "search_ended", "configuration_selected"),
+    *("retraining_ended", "test_opened", "test_scored"),
+)
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class Outcome:
     retrainings: dict[str, Any]
     weights: dict[str, Any]  # by retraining: the file's SHA-256
     tested: dict[str, Any]  # by retraining: its scores
-    choice: dict[str, Any]
+    selected: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -48,37 +52,46 @@ def judge(story: Story, run: RunDir, reference: Outcome | None, is_exact: bool) 
     compare = differences if is_exact else shared_differences
     return Verdict(
         run=story.run,
-        ran_twice=sorted(ran_again(run.events()) | changed(story.kills, run)),
+        ran_twice=sorted(ran_again(events_of(run)) | changed(story.kills, run)),
         left_running=left_running(run),
         differences=compare(reference, found) if reference else [],
-        faults=[*story_faults(story), *record_faults(run), *view_faults(run)],
+        faults=[*story_faults(story), *record_faults(run), *export_faults(run)],
     )
 
 
 def outcome_of(run: RunDir) -> Outcome:
-    chosen = run.stage("chosen") or {}
+    state = run.state
+    selected, tested = state.selected, state.tested
+    retrainings = state.trainings("retrain")
+    models = {training.id: run.paths.model(training.id) for training in retrainings}
     return Outcome(
-        trials={trial.id: timeless(trial) for trial in run.trainings("search")},
-        retrainings={training.id: timeless(training) for training in run.trainings("retrain")},
-        weights={
-            training.id: sha256(run.model(training.id).read_bytes())
-            for training in run.trainings("retrain")
-            if run.model(training.id).is_file()
+        trials={trial.id: timeless(trial) for trial in state.trainings("search")},
+        retrainings={training.id: timeless(training) for training in retrainings},
+        weights={training_id: sha256(path.read_bytes()) for training_id, path in models.items() if path.is_file()},
+        tested={
+            training_id: {name: asdict(score) for name, score in scores.items()}
+            for training_id, scores in (tested.scores if tested else {}).items()
         },
-        tested=copy.deepcopy((run.stage("tested") or {}).get("scores", {})),
-        choice={key: chosen.get(key) for key in ("training", "hyperparameters", "score")},
+        selected={
+            "training": selected and selected.training,
+            "hyperparameters": selected and selected.hyperparameters.model_dump(),
+            "score": selected and selected.score,
+        },
     )
 
 
 def timeless(training: Training) -> dict[str, Any]:
-    rows = [{key: row[key] for key in sorted(row) if key not in ("at", "elapsed_s")} for row in training.history]
-    return {"config": training.config, "status": training.status, "history": rows}
+    rows = [
+        {key: value for key, value in sorted(metrics.columns().items()) if key != "elapsed_s"}
+        for metrics in training.history
+    ]
+    return {"config": training.config.model_dump(), "status": training.status, "history": rows}
 
 
 # --- what ran twice ----------------------------------------------------------------------------------------------
 
 
-def ran_again(events: Sequence[Mapping[str, Any]]) -> set[str]:
+def ran_again(events: Sequence[Event]) -> set[str]:
     """The trainings that have an event after their end."""
     ended: set[str] = set()
     again: set[str] = set()
@@ -88,7 +101,7 @@ def ran_again(events: Sequence[Mapping[str, Any]]) -> set[str]:
             continue
         if training in ended:
             again.add(training)
-        if event["kind"] == "ended":
+        if isinstance(event, TrainingEnded):
             ended.add(training)
     return again
 
@@ -109,52 +122,53 @@ def story_faults(story: Story) -> list[str]:
 
 
 def record_faults(run: RunDir) -> list[str]:
-    """A run at its end: each training asked for once, with each epoch once and in order, ended once."""
-    events = run.events()
-    faults = [] if run.stage("tested") else ["the run was not tested"]
-    faults += [f"{stage} is on record {number} times" for stage, number in _repeated_stages(run)]
-    for training in [*run.trainings("search"), *run.trainings("retrain")]:
-        asked, ended = (
-            sum(event["kind"] == kind and training_of(event) == training.id for event in events)
-            for kind in ("asked", "ended")
+    """Return the faults of a run at its end: each training is created once, with each epoch in order, and ends once."""
+    events, state = events_of(run), run.state
+    faults = [] if state.tested else ["the run was not tested"]
+    faults += [f"{kind} is on record {number} times" for kind, number in _repeated_stages(run)]
+    for training in [*state.trainings("search"), *state.trainings("retrain")]:
+        created, ended = (
+            sum(isinstance(event, kind) and event.id == training.id for event in events)
+            for kind in (TrainingCreated, TrainingEnded)
         )
-        if (asked, ended) != (1, 1):
-            faults.append(f"{training.id} was asked for {asked} times and ended {ended} times")
-        epochs = [row["epoch"] for row in training.history]
+        if (created, ended) != (1, 1):
+            faults.append(f"{training.id} was created {created} times and ended {ended} times")
+        epochs = [metrics.epoch for metrics in training.history]
         if epochs != list(range(1, len(epochs) + 1)):
             faults.append(f"{training.id} has the epochs {epochs}")
     return faults
 
 
 def _repeated_stages(run: RunDir) -> Iterator[tuple[str, int]]:
-    names = [entry["stage"] for entry in run.all_stages()]
-    for stage in ("searched", "chosen", "retrained", "unsealed", "tested"):
-        if names.count(stage) != 1:
-            yield stage, names.count(stage)
+    kinds = [kind_of(type(event)) for event in run.state.stage_events]
+    for kind in ("search_ended", "configuration_selected", "retraining_ended", "test_opened", "test_scored"):
+        if kinds.count(kind) != 1:
+            yield kind, kinds.count(kind)
 
 
-def view_faults(run: RunDir) -> list[str]:
-    """The files that are made from the record: all there, and what they say is what it says."""
-    views = [run.results_csv, run.results_parquet, run.results_markdown, run.history_parquet, run.outcome]
-    missing = [path.name for path in [*views, run.best_spec, run.study] if not path.is_file()]
+def export_faults(run: RunDir) -> list[str]:
+    """Return the faults of the exported files, which must all be there and show what is on record."""
+    paths = run.paths
+    tables = [paths.results_csv, paths.results_parquet, paths.results_markdown, paths.history_parquet]
+    missing = [path.name for path in [*tables, paths.outcome, paths.selected_spec, paths.study] if not path.is_file()]
     if missing:
         return [f"{name} is missing" for name in missing]
-    table = results_table(run)
+    table = results_table(run.state)
     return [
         f"{path.name} is not what the record says"
-        for path in (run.results_csv, run.results_parquet)
+        for path in (paths.results_csv, paths.results_parquet)
         if not read_results(path).equals(table)
     ]
 
 
 def left_running(run: RunDir) -> list[str]:
-    """Trials of the Optuna study that are not at an end. A missing study is a fault of the views."""
-    if not run.study.is_file():
+    """Trials of the Optuna study that are not at an end. A missing study is a fault of the exports."""
+    if not run.paths.study.is_file():
         return []
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = optuna.storages.RDBStorage(f"sqlite:///{run.study}")
+    storage = optuna.storages.RDBStorage(f"sqlite:///{run.paths.study}")
     studies = [optuna.load_study(study_name=name, storage=storage) for name in optuna.get_all_study_names(storage)]
     open_trials = [
         f"trial {trial.number}" for study in studies for trial in study.trials if not trial.state.is_finished()
@@ -168,7 +182,7 @@ def left_running(run: RunDir) -> list[str]:
 
 def differences(expected: Outcome, found: Outcome) -> list[str]:
     """Where two runs that should be equal are not, a line each."""
-    parts = ("trials", "retrainings", "weights", "tested", "choice")
+    parts = ("trials", "retrainings", "weights", "tested", "selected")
     return [line for part in parts for line in _differences_of(part, getattr(expected, part), getattr(found, part))]
 
 
@@ -221,14 +235,14 @@ def _of_equal_config(expected: Mapping[str, Any], found: Mapping[str, Any]) -> I
 # --- what a kill costs -------------------------------------------------------------------------------------------
 
 
-def seconds_lost(story: Story, events: Sequence[Mapping[str, Any]]) -> list[float]:
+def seconds_lost(story: Story, events: Sequence[Event]) -> list[float]:
     """For each kill the seconds until the run got further than it had been, or until the next kill, or its end."""
     gains = progress_times(events)
     moments = [*(kill.at for kill in story.kills), story.ended]
     return [min([end, *(gain for gain in gains if gain > at)]) - at for at, end in pairwise(moments)]
 
 
-def progress_times(events: Sequence[Mapping[str, Any]]) -> list[float]:
+def progress_times(events: Sequence[Event]) -> list[float]:
     """Unix times of the events that were new: an epoch that is reported again after a restart is not."""
     known: set[tuple[Any, ...]] = set()
     times = []
@@ -236,5 +250,5 @@ def progress_times(events: Sequence[Mapping[str, Any]]) -> list[float]:
         what = (name_of(event), training_of(event), epoch_of(event))
         if what[0] in PROGRESS and what not in known:
             known.add(what)
-            times.append(datetime.fromisoformat(event["at"]).timestamp())
+            times.append(datetime.fromisoformat(event.at).timestamp())
     return times

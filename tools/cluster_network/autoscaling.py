@@ -1,4 +1,4 @@
-"""A job on a cluster of no workers, whose autoscaler (Ray's own, with its stand-in for a cloud) may start two.
+"""A job on a cluster without workers, whose autoscaler (Ray's own, with its fake cloud) may start two.
 
 python -m tools.cluster_network.autoscaling        as root
 """
@@ -9,16 +9,16 @@ import tempfile
 from pathlib import Path
 
 from tests.ray_head import REPOSITORY
-from tools.cluster_network.machines import Machine, network, waited_for
+from tools.cluster_network.machines import Machine, network, wait_for
 
-NODE_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"  # that Ray's stand-in expects of its head
+NODE_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"  # Ray's fake cloud expects this id of its head
 LAUNCHER = {
     "cluster_name": "scaled",
     "max_workers": 2,
     "idle_timeout_minutes": 5,
     "upscaling_speed": 100,
     "provider": {
-        "type": "external",  # by its own name it wants a file that the wheel lacks
+        "type": "external",  # under its own name it needs a file that the wheel lacks
         "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
         "disable_node_updaters": True,
         "disable_launch_config_check": True,
@@ -58,6 +58,7 @@ SHORT = (
 
 
 def main() -> int:
+    """Plan and run the job; return the larger exit code."""
     with (
         tempfile.TemporaryDirectory(prefix="mnist-ray-scaled-", dir="/var/tmp") as folder,
         network(Path(folder), ["head"]) as machines,
@@ -66,25 +67,12 @@ def main() -> int:
         start(head)
         address = f"{head.address}:6379"
         settings = [word for setting in SHORT for word in ("--set", setting)]
-        job = [
-            str(REPOSITORY / "jobs" / "quickstart.yaml"),
-            "--address",
-            address,
-            "--storage",
-            str(head.home / "results"),
-            *settings,
-        ]
+        spec = REPOSITORY / "jobs" / "quickstart.yaml"
+        job: list[str | Path] = [spec, "--address", address, "--storage", head.home / "results", *settings]
         codes = []
         for command in ("plan", "run"):
-            done = head.run(
-                sys.executable,
-                "-m",
-                "mnist_ray.cli",
-                command,
-                *job,
-                timeout_s=500,
-                changes={"RAY_AUTH_MODE": "token"},
-            )
+            words: list[str | Path] = [sys.executable, "-m", "mnist_ray.cli", command, *job]
+            done = head.run(*words, timeout_s=500, changes={"RAY_AUTH_MODE": "token"})
             print(done.stdout + done.stderr, flush=True)
             codes.append(done.returncode)
         if max(codes):
@@ -93,6 +81,7 @@ def main() -> int:
 
 
 def start(head: Machine) -> None:
+    """Start a head with an autoscaler."""
     launcher = head.home / "launcher.json"
     launcher.write_text(json.dumps(LAUNCHER))
     head.environment = dict(ENVIRONMENT)
@@ -101,7 +90,7 @@ def start(head: Machine) -> None:
         f"--node-ip-address={head.address}", f"--autoscaling-config={launcher}",
     )  # fmt: skip
     health = ["ray", "health-check", "--address", f"{head.address}:6379"]
-    waited_for("the head", lambda: head.run(*health, changes={"RAY_AUTH_MODE": "token"}).returncode == 0, 90)
+    wait_for("the head", lambda: head.run(*health, changes={"RAY_AUTH_MODE": "token"}).returncode == 0, 90)
 
 
 if __name__ == "__main__":

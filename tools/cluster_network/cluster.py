@@ -1,4 +1,4 @@
-"""A head, two workers, spares, a store and a client, started as docs/clusters.md says."""
+"""A cluster of a head, two workers, two spares, a store and a client, started as in docs/clusters.md."""
 
 import contextlib
 import json
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.ray_head import BIN, REPOSITORY
 from tests.s3_server import ACCESS, IDENTITY, MAKE, SECRET
-from tools.cluster_network.machines import Machine, network, waited_for
+from tools.cluster_network.machines import Machine, network, wait_for
 
 SCRIPTS = REPOSITORY / "cluster" / "machines"
 NAMES = ("head", "worker1", "worker2", "spare1", "spare2", "store", "client")
@@ -21,18 +21,20 @@ ENDED = """
 import json, sys
 from mnist_ray import RunDir
 from mnist_ray.storage.files import storage_path
-events = RunDir(storage_path(sys.argv[1])).events()
-print(json.dumps({event["id"]: event["at"] for event in events if event["kind"] == "ended"}))
+trials = RunDir(storage_path(sys.argv[1])).state.trainings("search")
+print(json.dumps({trial.id: trial.ended.at for trial in trials if trial.ended}))
 """
 
 
 @dataclass
 class Cluster:
+    """The machines of a cluster and the steps that start it."""
+
     machines: dict[str, Machine]
     data_dir: Path
 
     storage = "s3://tests/runs"
-    address = {"RAY_ADDRESS": "http://127.0.0.1:8265", "RAY_AUTH_MODE": "token"}  # noqa: RUF012
+    client_environment = {"RAY_ADDRESS": "http://127.0.0.1:8265", "RAY_AUTH_MODE": "token"}  # noqa: RUF012
 
     @property
     def store_environment(self) -> dict[str, str]:
@@ -44,6 +46,7 @@ class Cluster:
         }
 
     def start_store(self) -> None:
+        """Start an S3 store and make a bucket."""
         store = self.machines["store"]
         (store.home / "identity.json").write_text(json.dumps(IDENTITY))
         store.start(
@@ -51,19 +54,21 @@ class Cluster:
             "-master.telemetry=false", f"-s3.config={store.home / 'identity.json'}", "-s3.autoCreateBucket=false",
         )  # fmt: skip
         ready = [sys.executable, "-c", MAKE, "s3://tests"]
-        waited_for("the store", lambda: store.run(*ready, changes=self.store_environment).returncode == 0, 60)
+        wait_for("the store", lambda: store.run(*ready, changes=self.store_environment).returncode == 0, 60)
 
     def start_head(self) -> None:
+        """Start a head without work, and copy its token to the client."""
         head = self.machines["head"]
         head.environment = {**self.store_environment, **NODE_SECRETS, "MNIST_RAY_DATA": str(self.data_dir)}
         head.start(
             SCRIPTS / "head.sh", "--block", "--num-cpus=0", "--num-gpus=0", f"--node-ip-address={head.address}",
             "--object-store-memory=300000000",
         )  # fmt: skip
-        waited_for("the head's token", (head.home / ".ray" / "auth_token").exists, 30)
+        wait_for("the head's token", (head.home / ".ray" / "auth_token").exists, 30)
         self._copy_token("client")
 
     def join(self, name: str) -> None:
+        """Let a machine join the cluster."""
         machine = self.machines[name]
         machine.environment = {**self.store_environment, **NODE_SECRETS, "MNIST_RAY_DATA": str(self.data_dir)}
         self._copy_token(name)
@@ -73,24 +78,25 @@ class Cluster:
         )  # fmt: skip
 
     def _copy_token(self, name: str) -> None:
-        """As a person does with scp."""
+        """Copy the head's token to a machine, as a person does with scp."""
         token = self.machines[name].home / ".ray" / "auth_token"
         token.parent.mkdir(exist_ok=True)
         shutil.copyfile(self.machines["head"].home / ".ray" / "auth_token", token)
         token.chmod(0o600)
 
     def wait_for_nodes(self, count: int) -> None:
+        """Return once so many nodes are alive. Raises RuntimeError."""
         head = self.machines["head"]
         script = COUNT.replace("'auto'", repr(f"{head.address}:6379"))
 
         def are_there() -> bool:
-            seen = head.run(sys.executable, "-c", script, changes={"RAY_AUTH_MODE": "token"})
-            return seen.stdout.strip() == str(count)
+            done = head.run(sys.executable, "-c", script, changes={"RAY_AUTH_MODE": "token"})
+            return done.stdout.strip() == str(count)
 
-        waited_for(f"{count} nodes", are_there, 120)
+        wait_for(f"{count} nodes", are_there, 120)
 
     def open_tunnel(self) -> None:
-        """ssh -N -L 8265:127.0.0.1:8265 HEAD, with a real server on the head."""
+        """Run `ssh -N -L 8265:127.0.0.1:8265 HEAD` on the client, with a real server on the head."""
         head, client = self.machines["head"], self.machines["client"]
         host_key, key = head.home / "host_key", client.home / "key"
         for path in (host_key, key):
@@ -105,8 +111,10 @@ class Cluster:
             "-o", "ConnectionAttempts=20", "-L", "8265:127.0.0.1:8265", f"root@{head.address}",
             output=client.home / "ssh.log",
         )  # fmt: skip
-        waited_for(
-            "the tunnel", lambda: client.run(BIN / "ray", "job", "list", changes=self.address).returncode == 0, 60
+        wait_for(
+            "the tunnel",
+            lambda: client.run(BIN / "ray", "job", "list", changes=self.client_environment).returncode == 0,
+            60,
         )
 
     def close_tunnel(self) -> None:
@@ -114,25 +122,26 @@ class Cluster:
         self._tunnel.wait(timeout=30)
 
     def ended_trials(self, name: str) -> dict[str, str]:
-        """When each ended, as the record in the store says now."""
+        """Return when each trial ended, by its id, as the record in the store says now."""
         script = [sys.executable, "-c", ENDED, f"{self.storage}/{name}"]
         done = self.machines["head"].run(*script)
-        found: dict[str, str] = json.loads(done.stdout)
-        return found
+        ended: dict[str, str] = json.loads(done.stdout)
+        return ended
 
 
 @contextlib.contextmanager
-def cluster(folder: Path, data_dir: Path) -> Iterator[Cluster]:
+def started_cluster(folder: Path, data_dir: Path) -> Iterator[Cluster]:
+    """Start a cluster with its tunnel; end all of its machines after the block."""
     with network(folder, NAMES) as machines:
-        made = Cluster(machines, data_dir)
-        made.start_store()
-        made.start_head()
-        made.wait_for_nodes(1)
+        cluster = Cluster(machines, data_dir)
+        cluster.start_store()
+        cluster.start_head()
+        cluster.wait_for_nodes(1)
         for name in ("worker1", "worker2"):
-            made.join(name)
-        made.wait_for_nodes(3)
-        made.open_tunnel()
+            cluster.join(name)
+        cluster.wait_for_nodes(3)
+        cluster.open_tunnel()
         try:
-            yield made
+            yield cluster
         finally:
-            made.close_tunnel()
+            cluster.close_tunnel()

@@ -1,4 +1,4 @@
-"""Ray's own clients, its job server, and what ends a node."""
+"""Attempts with Ray's own clients, at its job server, and with requests that end a node."""
 
 import json
 import sys
@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from tests.ray_head import BIN
-from tools.cluster_network.machines import Machine, waited_for
-from tools.cluster_network.requests import coded
-from tools.cluster_network.site import WRONG, Site, holds_soon, is_refused
+from tools.cluster_network.machines import Machine, wait_for
+from tools.cluster_network.requests import base64_text
+from tools.cluster_network.under_test import WRONG_TOKEN, ClusterUnderTest, holds_soon, is_refused
 from tools.cluster_network.verdicts import Verdicts
 
 TASK = """
@@ -29,64 +29,72 @@ print(_internal_kv_exists(b'MARK', namespace=b'victims'))
 
 @dataclass(frozen=True)
 class Command:
+    """A command of a client, and a look at its effect."""
+
     what: str
     machine: Machine
     words: list[str]
-    came_of_it: Callable[[], bool]
+    has_effect: Callable[[], bool]
 
 
-def try_commands(site: Site, verdicts: Verdicts) -> None:
-    """Each with RAY_AUTH_MODE unset, with a wrong token and, as the control, with the right one."""
-    gcs = f"{site.head.address}:6379"
-    client = f"ray://{site.head.address}:10001"
+def try_commands(target: ClusterUnderTest, verdicts: Verdicts) -> None:
+    """Run each command with RAY_AUTH_MODE unset, with a wrong token and, as the control, with the right one."""
+    gcs = f"{target.head.address}:6379"
+    client = f"ray://{target.head.address}:10001"
 
     def python(script: str, address: str, mark: str) -> list[str]:
         return [sys.executable, "-c", script.replace("ADDRESS", address).replace("MARK", mark)]
 
     def marked(mark: str) -> Callable[[], bool]:
-        return lambda: any(each.run("test", "-e", f"/tmp/{mark}").returncode == 0 for each in site.workers)
+        return lambda: any(each.run("test", "-e", f"/tmp/{mark}").returncode == 0 for each in target.workers)
 
     def put(mark: str) -> Callable[[], bool]:
-        return lambda: site.on_head(IS_PUT.replace("MARK", mark)) == "True"
+        return lambda: target.on_head(IS_PUT.replace("MARK", mark)) == "True"
 
     # A driver needs a raylet on its own machine: a stranger's would be a program of another user of a worker.
     commands = [
-        Command("ray.init and a task", site.workers[0], python(TASK, gcs, "driver"), marked("driver")),
-        Command("Ray Client and a task", site.client, python(TASK, client, "client"), marked("client")),
-        Command("GcsClient puts a key", site.client, python(PUT, gcs, "cython"), put("cython")),
+        Command("ray.init and a task", target.workers[0], python(TASK, gcs, "driver"), marked("driver")),
+        Command("Ray Client and a task", target.client, python(TASK, client, "client"), marked("client")),
+        Command("GcsClient puts a key", target.client, python(PUT, gcs, "cython"), put("cython")),
     ]
     outsiders = [
-        Command("ray.init and a task", site.client, python(TASK, gcs, "driver"), marked("driver")),
+        Command("ray.init and a task", target.client, python(TASK, gcs, "driver"), marked("driver")),
         Command(
-            "ray drain-node", site.client, drain_command(site), lambda: site.workers[-1].address not in site.alive()
+            "ray drain-node",
+            target.client,
+            drain_command(target),
+            lambda: target.workers[-1].address not in target.alive(),
         ),
     ]
     environments = {
         "no token": {"RAY_AUTH_MODE": ""},
-        "a wrong token": {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": WRONG},
+        "a wrong token": {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": WRONG_TOKEN},
     }
-    jobs = [(command, shown) for command in commands + outsiders for shown in environments]
+    runs = [(command, which_token) for command in commands + outsiders for which_token in environments]
     with ThreadPoolExecutor(4) as pool:
-        done = list(pool.map(lambda job: run_command(site, job[0], environments[job[1]]), jobs))
-    for (command, shown), (code, said) in zip(jobs, done, strict=True):
-        verdicts.say(code != 0 and not command.came_of_it(), command.machine.name, "", f"{command.what}, {shown}", said)
+        done = list(pool.map(lambda each: run_command(target, each[0], environments[each[1]]), runs))
+    for (command, which_token), (code, output) in zip(runs, done, strict=True):
+        refused = code != 0 and not command.has_effect()
+        verdicts.record(refused, command.machine.name, "", f"{command.what}, {which_token}", output)
     for command in commands:
-        code, said = run_command(site, command, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": site.token})
-        works = code == 0 and holds_soon(command.came_of_it)
-        verdicts.say(works, command.machine.name, "", f"{command.what}, the token", "works" if works else said)
+        code, output = run_command(target, command, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": target.token})
+        works = code == 0 and holds_soon(command.has_effect)
+        verdicts.record(works, command.machine.name, "", f"{command.what}, the token", "works" if works else output)
 
 
-def drain_command(site: Site) -> list[str]:
+def drain_command(target: ClusterUnderTest) -> list[str]:
+    """Return the words of `ray drain-node` for the last worker."""
     script = "print(*(n['NodeID'] for n in ray.nodes() if n['NodeManagerAddress'] == 'ADDRESS'))"
-    node = site.on_head(script.replace("ADDRESS", site.workers[-1].address))
+    node = target.on_head(script.replace("ADDRESS", target.workers[-1].address))
     return [
-        str(BIN / "ray"), "drain-node", f"--address={site.head.address}:6379", f"--node-id={node}",
+        str(BIN / "ray"), "drain-node", f"--address={target.head.address}:6379", f"--node-id={node}",
         "--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=stranger", "--deadline-remaining-seconds=1",
     ]  # fmt: skip
 
 
-def run_command(site: Site, command: Command, environment: dict[str, str]) -> tuple[int, str]:
-    changes = {"HOME": str(site.client.home / "empty"), **environment}
+def run_command(target: ClusterUnderTest, command: Command, environment: dict[str, str]) -> tuple[int, str]:
+    """Run a command with an empty home; return its exit code and the last line of its output."""
+    changes = {"HOME": str(target.client.home / "empty"), **environment}
     words = command.words if changes.get("RAY_AUTH_MODE") else ["env", "-u", "RAY_AUTH_MODE", *command.words]
     done = command.machine.run(*words, changes=changes, timeout_s=180)
     return done.returncode, (done.stderr.strip().splitlines() or [done.stdout.strip()[-100:]])[-1][:100]
@@ -95,70 +103,79 @@ def run_command(site: Site, command: Command, environment: dict[str, str]) -> tu
 # --- the job server ----------------------------------------------------------------------------------------------
 
 
-def try_job_server(site: Site, verdicts: Verdicts) -> None:
-    outside = f"http://{site.head.address}:8265/api/jobs/"
-    (answer,) = site.strangers("some", json.dumps([["GET", outside, ""]]))
-    verdicts.say("refused" in answer, f"{site.head.address}:8265", "dashboard", "connects from outside", answer)
+def try_job_server(target: ClusterUnderTest, verdicts: Verdicts) -> None:
+    """Make requests at the dashboard: from outside, through the tunnel without the token, and with it."""
+    outside = f"http://{target.head.address}:8265/api/jobs/"
+    (answer,) = target.as_stranger("some", json.dumps([["GET", outside, ""]]))
+    verdicts.record("refused" in answer, f"{target.head.address}:8265", "dashboard", "connects from outside", answer)
     server = "http://127.0.0.1:8265"
-    mark = coded(json.dumps({"entrypoint": "touch /tmp/tunnel", "submission_id": "tunnel"}))
-    tries = [
+    mark = base64_text(json.dumps({"entrypoint": "touch /tmp/tunnel", "submission_id": "tunnel"}))
+    requests = [
         ["POST", f"{server}/api/jobs/", mark],
         ["POST", f"{server}/api/jobs/kept/stop", ""],
         ["DELETE", f"{server}/api/jobs/kept", ""],
-        ["PUT", f"{server}/api/packages/gcs/_ray_pkg_0123456789abcdef.zip", coded(b"PK")],
-        ["PUT", f"{server}/api/serve/applications/", coded("{}")],
+        ["PUT", f"{server}/api/packages/gcs/_ray_pkg_0123456789abcdef.zip", base64_text(b"PK")],
+        ["PUT", f"{server}/api/serve/applications/", base64_text("{}")],
         ["DELETE", f"{server}/api/serve/applications/", ""],
-        ["POST", f"{server}/report_events", coded("[]")],
-        ["POST", f"{server}/api/task_events", coded("[]")],
-        ["POST", f"{server}/api/task_events/query", coded("{}")],
+        ["POST", f"{server}/report_events", base64_text("[]")],
+        ["POST", f"{server}/api/task_events", base64_text("[]")],
+        ["POST", f"{server}/api/task_events/query", base64_text("{}")],
         ["POST", f"{server}/api/authenticate", ""],
         ["GET", f"{server}/api/jobs/", ""],
         ["GET", f"{server}/api/jobs/kept/logs", ""],
         ["GET", f"{server}/api/v0/logs", ""],
-        ["GET", f"{server}/api/v0/logs/file?node_ip={site.head.address}&filename=raylet.out", ""],
+        ["GET", f"{server}/api/v0/logs/file?node_ip={target.head.address}&filename=raylet.out", ""],
         ["GET", f"{server}/api/v0/actors", ""],
         ["GET", f"{server}/nodes?view=summary", ""],
     ]  # fmt: skip
-    for shown, token in (("no token", ""), ("a wrong token", WRONG)):
-        for request, answer in zip(tries, site.strangers("some", json.dumps(tries), token=token), strict=True):
-            tried = f"{request[0]} {request[1].removeprefix(server)} through the tunnel, {shown}"
-            verdicts.say(is_refused(answer), "127.0.0.1:8265", "dashboard", tried, answer)
-    touched = site.head.run("test", "-e", "/tmp/tunnel").returncode == 0
-    verdicts.say(not touched, "", "", "all of that", "no command ran" if not touched else "a command ran")
-    (answer,) = site.owners(tries[0])
-    works = answer.startswith("200") and holds_soon(lambda: site.head.run("test", "-e", "/tmp/tunnel").returncode == 0)
-    verdicts.say(works, "127.0.0.1:8265", "dashboard", "POST /api/jobs/, the token", f"works: {answer[:40]}")
+    for which_token, token in (("no token", ""), ("a wrong token", WRONG_TOKEN)):
+        answers = target.as_stranger("some", json.dumps(requests), token=token)
+        for request, answer in zip(requests, answers, strict=True):
+            attempt = f"{request[0]} {request[1].removeprefix(server)} through the tunnel, {which_token}"
+            verdicts.record(is_refused(answer), "127.0.0.1:8265", "dashboard", attempt, answer)
+
+    def has_run() -> bool:
+        return target.head.run("test", "-e", "/tmp/tunnel").returncode == 0
+
+    verdicts.record(not has_run(), "", "", "all of that", "a command ran" if has_run() else "no command ran")
+    (answer,) = target.as_owner(requests[0])
+    works = answer.startswith("200") and holds_soon(has_run)
+    verdicts.record(works, "127.0.0.1:8265", "dashboard", "POST /api/jobs/, the token", f"works: {answer[:40]}")
 
 
-# --- what ends a node --------------------------------------------------------------------------------------------
+# --- ending a node ----------------------------------------------------------------------------------------------
 
 
-def end_nodes(site: Site, verdicts: Verdicts) -> None:
-    """Last, because it works: with the token as it should, and by the one call that Ray 2.60 does not guard."""
-    first, last = site.workers[0], site.workers[-1]
-    drain = Command("", site.client, drain_command(site), lambda: last.address not in site.alive())
-    code, said = run_command(site, drain, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": site.token})
-    gone = code == 0 and holds_soon(drain.came_of_it)
-    verdicts.say(gone, site.client.name, "", "ray drain-node, the token", "works: the node is gone" if gone else said)
-    site.owners([f"{first.address}:6380", "ray.rpc.NodeManagerService", "ShutdownRaylet", {"graceful": False}])
-    gone = holds_soon(lambda: first.address not in site.alive())
-    verdicts.say(gone, f"{first.address}:6380", "raylet", "ShutdownRaylet, the token", "works: the node is gone")
-    for machine, port, who in ((a_new_node(site), 6380, "raylet"), (site.head, 6379, "gcs_server")):
-        crash(site, machine, port, who, verdicts)
+def end_nodes(target: ClusterUnderTest, verdicts: Verdicts) -> None:
+    """End nodes with the token, and by the one call that Ray 2.60 does not guard. Last, because both work."""
+    first, last = target.workers[0], target.workers[-1]
+    drain = Command("", target.client, drain_command(target), lambda: last.address not in target.alive())
+    code, output = run_command(target, drain, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": target.token})
+    is_gone = code == 0 and holds_soon(drain.has_effect)
+    result = "works: the node is gone" if is_gone else output
+    verdicts.record(is_gone, target.client.name, "", "ray drain-node, the token", result)
+    target.as_owner([f"{first.address}:6380", "ray.rpc.NodeManagerService", "ShutdownRaylet", {"graceful": False}])
+    is_gone = holds_soon(lambda: first.address not in target.alive())
+    verdicts.record(is_gone, f"{first.address}:6380", "raylet", "ShutdownRaylet, the token", "works: the node is gone")
+    for machine, port, process in ((_new_node(target), 6380, "raylet"), (target.head, 6379, "gcs_server")):
+        _crash(target, machine, port, process, verdicts)
 
 
-def a_new_node(site: Site) -> Machine:
-    (name, *_) = [name for name, each in site.made.machines.items() if name.startswith("spare") and not each.processes]
-    site.made.join(name)
-    machine = site.made.machines[name]
-    waited_for("a new node", lambda: machine.address in site.alive(), 60)
+def _new_node(target: ClusterUnderTest) -> Machine:
+    """Let a spare machine join the cluster and return it."""
+    machines = target.cluster.machines
+    (name, *_) = [name for name, each in machines.items() if name.startswith("spare") and not each.processes]
+    target.cluster.join(name)
+    machine = machines[name]
+    wait_for("a new node", lambda: machine.address in target.alive(), 60)
     return machine
 
 
-def crash(site: Site, machine: Machine, port: int, who: str, verdicts: Verdicts) -> None:
-    answer = site.strangers("crash", f"{machine.address}:{port}")
-    died = holds_soon(lambda: not any(f"/{who} " in command for command in machine.commands()))
-    verdicts.say_open(
-        died, f"{machine.address}:{port}", who, "StartSync without node_id, no token", f"{answer}, {who} has died",
+def _crash(target: ClusterUnderTest, machine: Machine, port: int, process: str, verdicts: Verdicts) -> None:
+    answer = target.as_stranger("crash", f"{machine.address}:{port}")
+    is_gone = holds_soon(lambda: not any(f"/{process} " in command for command in machine.commands()))
+    verdicts.record_open(
+        is_gone, f"{machine.address}:{port}", process, "StartSync without node_id, no token",
+        f"{answer}, {process} has died",
         "Ray 2.60 looks for node_id, and ends where there is none, before it looks at the token",
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Machines with addresses of their own on one: network namespaces on a switch, each with its own processes and /tmp.
+"""Machines with addresses of their own on one host: network namespaces, each with its own processes and /tmp.
 
 Needs root. Nothing of the machine's own network is touched.
 """
@@ -19,12 +19,12 @@ from tests.ray_head import BIN, REPOSITORY
 PREFIX = f"mr{os.getpid()}"
 NET = "10.77.0"
 NOTHING: Mapping[str, str] = MappingProxyType({})
-OWN_PLACES = "mount -t tmpfs tmpfs /tmp && mount -t tmpfs tmpfs /dev/shm && exec "
+OWN_FOLDERS = "mount -t tmpfs tmpfs /tmp && mount -t tmpfs tmpfs /dev/shm && exec "
 
 
 @dataclass
 class Machine:
-    """One network namespace. `start` runs what dies with the machine, `run` what somebody types there."""
+    """One network namespace. `start` runs a process that ends with the machine, `run` a command on it."""
 
     name: str
     address: str
@@ -41,10 +41,10 @@ class Machine:
         return self.home / f"{self.name}.log"
 
     def start(self, *command: str | Path) -> None:
-        """In process, mount and host name spaces of its own; the log is `log`."""
+        """Start a process in process, mount and host name spaces of the machine; its output goes to `log`."""
         words = " ".join(shlex.quote(str(word)) for word in command)
         unshared = ["unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c"]
-        whole = [*unshared, f"hostname {self.name} && {OWN_PLACES}{words}"] if not self.processes else list(command)
+        whole = [*unshared, f"hostname {self.name} && {OWN_FOLDERS}{words}"] if not self.processes else list(command)
         with self.log.open("a") as log:
             inside = [*self._inside(), *map(str, whole)]
             self.processes.append(
@@ -54,6 +54,7 @@ class Machine:
     def run(
         self, *command: str | Path, timeout_s: float = 120, changes: Mapping[str, str] = NOTHING
     ) -> "subprocess.CompletedProcess[str]":
+        """Run a command to its end. changes: to the machine's environment."""
         return subprocess.run(
             [*self._inside(), *map(str, command)],
             env=self._environment(changes), cwd=self.home, capture_output=True, text=True, timeout=timeout_s,
@@ -63,6 +64,7 @@ class Machine:
     def open(
         self, *command: str | Path, output: Path, changes: Mapping[str, str] = NOTHING
     ) -> "subprocess.Popen[bytes]":
+        """Start a command whose output goes to a file."""
         with output.open("w") as log:
             return subprocess.Popen(
                 [*self._inside(), *map(str, command)],
@@ -70,21 +72,22 @@ class Machine:
             )  # fmt: skip
 
     def commands(self) -> list[str]:
-        """The command lines of what runs there."""
+        """Return the command lines of the machine's processes."""
         pids = subprocess.run(["ip", "netns", "pids", self.namespace], capture_output=True, text=True, check=True)
-        found = []
+        commands = []
         for pid in pids.stdout.split():
             with contextlib.suppress(OSError):
-                found.append(Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip())
-        return found
+                commands.append(Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip())
+        return commands
 
     def lose(self) -> None:
-        """As if its plug were pulled: nobody hears a last word."""
+        """Take the link down, then end all processes, as when a machine loses its power."""
         _ip("-n", self.namespace, "link", "set", "e0", "down")
         self.end()
         _ip("-n", self.namespace, "link", "set", "e0", "up")
 
     def end(self) -> None:
+        """Kill all processes of the machine."""
         for process in self.processes:
             for child in _children(process.pid):  # of the first one: with it all others there die
                 with contextlib.suppress(ProcessLookupError):
@@ -94,7 +97,7 @@ class Machine:
         self.processes.clear()
 
     def _inside(self) -> list[str]:
-        """Where there is a first process, with its /tmp, in which Ray's sockets lie."""
+        """Return the words that run a command on the machine, in the /tmp that holds its Ray's sockets."""
         first = [child for process in self.processes[:1] for child in _children(process.pid)]
         joined = ["nsenter", f"--target={first[0]}", "--mount", "--uts", "--pid"] if first else []
         return ["ip", "netns", "exec", self.namespace, *joined]
@@ -113,7 +116,7 @@ def _children(pid: int) -> list[int]:
 
 @contextlib.contextmanager
 def network(folder: Path, names: Sequence[str]) -> Iterator[dict[str, Machine]]:
-    """Machines on one switch, by name; each has a home below `folder`."""
+    """Make machines on one switch, by name, each with a home below `folder`; end them after the block."""
     switch = f"{PREFIX}-switch"
     machines = {}
     try:
@@ -146,10 +149,10 @@ def _ip(*arguments: str) -> None:
     subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
 
 
-def waited_for(what: str, holds: Callable[[], bool], seconds: float, every_s: float = 0.5) -> None:
-    """Raises RuntimeError if it does not hold within that time."""
+def wait_for(what: str, holds: Callable[[], bool], seconds: float, every_s: float = 0.5) -> None:
+    """Return once a condition holds. Raises RuntimeError if it does not within `seconds`."""
     deadline = time.monotonic() + seconds
     while not holds():
         if time.monotonic() > deadline:
-            raise RuntimeError(f"{what} was waited for in vain, for {seconds:g} s")
+            raise RuntimeError(f"{what}: not there within {seconds:g} s")
         time.sleep(every_s)

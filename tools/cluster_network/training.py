@@ -1,52 +1,42 @@
-"""What a stranger can do to workers that train together: at their ports of Ray's, and at torch's."""
-
-from collections.abc import Callable, Sequence
-from typing import Any
+"""Attempts of a stranger against workers that train together: at Ray's ports and at torch's."""
 
 from tools.cluster_network.canary import CanaryJob
-from tools.cluster_network.listeners import Listener, listeners
-from tools.cluster_network.machines import Machine, waited_for
+from tools.cluster_network.machines import wait_for
+from tools.cluster_network.ports import OpenPort, open_ports
+from tools.cluster_network.requests import try_every_call
+from tools.cluster_network.under_test import ClusterUnderTest
 from tools.cluster_network.verdicts import Verdicts
 
 WORKER_PORTS = range(10002, 10202)  # of cluster/machines/settings.sh
 FIRST_EPOCH = " epoch 1 of "
-NOBODY_ASKS = "torch asks nobody who he is, and chooses a free port of the system (not one of WORKER_PORTS)"
+NO_AUTHENTICATION = "torch authenticates no peer, and listens at free ports of the system (none of WORKER_PORTS)"
 
 
-def try_a_training(
-    job: CanaryJob, workers: Sequence[Machine], strangers: Callable[..., Any], verdicts: Verdicts
-) -> None:
-    """While the job retrains on two workers; it has to end well."""
-    waited_for("the retraining", lambda: FIRST_EPOCH in job.output.read_text(), 300)
-    places = {f"{machine.address}:{each.port}": each for machine in workers for each in opened(machine)}
-    of_ray = [place for place, each in places.items() if each.port in WORKER_PORTS]
-    of_torch = [place for place in places if place not in of_ray]
-    verdicts.say(len(of_torch) >= 3, "", "", "a store and two ends of gloo", f"listen at {', '.join(of_torch)}")
-    for place in of_torch:
-        try_torch(place, places[place], strangers, verdicts)
-    for shown, token in (("no token", ""), ("a wrong token", "0" * 64)):
-        for place, answers in strangers("every", *of_ray, token=token).items():
-            let_in = {call: said for call, said in answers.items() if said != "UNAUTHENTICATED"}
-            tried = f"each of {len(answers)} gRPC calls, {shown}"
-            verdicts.say(
-                bool(answers) and not let_in, place, places[place].who, tried, str(let_in or "UNAUTHENTICATED")
-            )
-    verdicts.say(job.process.poll() is None, "", "", "all of that while the job trains", "it goes on")
+def try_a_training(target: ClusterUnderTest, job: CanaryJob, verdicts: Verdicts) -> None:
+    """Disturb the job while it retrains on two workers; the job has to succeed."""
+    wait_for("the retraining", lambda: FIRST_EPOCH in job.output.read_text(), 300)
+    ports = {
+        f"{machine.address}:{each.port}": each
+        for machine in target.workers
+        for each in open_ports(machine)
+        if each.is_reachable and "RayTrainWo" in each.process
+    }
+    of_torch = {address: each for address, each in ports.items() if each.port not in WORKER_PORTS}
+    verdicts.record(len(of_torch) >= 3, "", "", "a store and two ends of gloo", f"listen at {', '.join(of_torch)}")
+    for address, port in of_torch.items():
+        _try_torch(target, address, port, verdicts)
+    try_every_call(target, {a: each.process for a, each in ports.items() if a not in of_torch}, verdicts)
+    verdicts.record(job.process.poll() is None, "", "", "all of that while the job trains", "the job goes on")
     code = job.process.wait(timeout=600)
-    verdicts.say(code == 0, "", "", "the job that strangers were at", f"ends with {code}")
+    verdicts.record(code == 0, "", "", "the job that was disturbed", f"exits with {code}")
 
 
-def opened(machine: Machine) -> list[Listener]:
-    return [each for each in listeners(machine) if each.is_outside and "RayTrainWo" in each.who]
-
-
-def try_torch(place: str, listener: Listener, strangers: Callable[..., Any], verdicts: Verdicts) -> None:
-    """The store listens at every address of its machine, gloo at one."""
-    if listener.address == "*":
-        answer = strangers("store", place)
+def _try_torch(target: ClusterUnderTest, address: str, port: OpenPort, verdicts: Verdicts) -> None:
+    """Try torch's store, which listens at every address of its machine, or gloo, which listens at one."""
+    if port.address == "*":
+        attempt, answer = "torch's store: sets and deletes a key", target.as_stranger("store", address)
         is_open = "written: True" in answer
-        verdicts.say_open(is_open, place, listener.who, "torch's store: sets and deletes a key", answer, NOBODY_ASKS)
     else:
-        answer = strangers("noise", place)
-        is_open = "says nothing" in answer or "answers" in answer
-        verdicts.say_open(is_open, place, listener.who, "gloo: 64 bytes of noise", answer, NOBODY_ASKS)
+        attempt, answer = "gloo: 64 bytes of noise", target.as_stranger("noise", address)
+        is_open = "no answer to the bytes" in answer or "answers" in answer
+    verdicts.record_open(is_open, address, port.process, attempt, answer, NO_AUTHENTICATION)

@@ -1,4 +1,4 @@
-"""The job server of a Ray cluster, over HTTP: reached, let in, and asked what the cluster is."""
+"""The HTTP connection to the job server of a Ray cluster, and the checks of a cluster before a job is submitted."""
 
 import contextlib
 import logging
@@ -6,182 +6,205 @@ import os
 import platform
 import re
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import ray
 from ray.exceptions import AuthenticationError
-from ray.job_submission import JobSubmissionClient
+from ray.job_submission import JobDetails, JobSubmissionClient
 
 from mnist_ray.config import JobSpec
 from mnist_ray.errors import SpecError
-from mnist_ray.ray_backend.cluster import Capacity, shown
+from mnist_ray.pipeline.capacity import Capacity
+from mnist_ray.ray_backend.cluster import shown
+from mnist_ray.ray_backend.compat import AnswerError, TimedRequests
 
-ANSWER_S = 60.0  # a busy head takes long to start a job; Ray's own client would wait for ever
+ANSWER_S = 60.0  # a busy head takes long to start a job
 CONNECT_S = 5.0
 
-_NO_DASHBOARD = "what listens there is no Ray dashboard"
+_REMEDY = "give the http address of the head's dashboard"
 
 
 class LostConnectionError(SpecError):
-    """The job server does not answer now; it may again."""
+    """A request without an answer; a later one may be answered."""
 
 
 class RefusedError(SpecError):
-    """The job server's answer to a request is an error."""
+    """An answer of the job server that is an error."""
 
-    def __init__(self, place: str, status: int, reason: str) -> None:
-        super().__init__(f"--address {place}: the job server answers with an error ({status}: {reason})")
+    def __init__(self, address: str, status: int, reason: str) -> None:
+        super().__init__(f"--address {address}: the job server answers with an error ({status}: {reason})")
         self.status = status
         self.reason = reason
 
 
-class JobServer(JobSubmissionClient):
-    """Ray's own client, but every request comes to an end, and what goes wrong is told apart.
+class JobClient(TimedRequests, JobSubmissionClient):
+    """Ray's job client with a time limit for every request."""
+
+
+class JobServer:
+    """A connection to the job server of a cluster. Every request has a time limit.
 
     All methods raise LostConnectionError, RefusedError, and SpecError for a token that is missing or wrong.
     """
 
     def __init__(self, address: str) -> None:
-        self.place = shown(address)
-        for chatty in ("ray", "ray.dashboard.modules.dashboard_sdk"):
-            logging.getLogger(chatty).setLevel(logging.WARNING)
+        self.address = shown(address)
+        for verbose in ("ray", "ray.dashboard.modules.dashboard_sdk"):
+            logging.getLogger(verbose).setLevel(logging.WARNING)
+        with self._translated_errors():
+            self._client = JobClient(address, CONNECT_S, ANSWER_S)
+
+    def get_json(self, endpoint: str) -> Any:
+        """Return the JSON at an endpoint of the dashboard; None where the answer is no JSON."""
+        with self._translated_errors():
+            return self._client.get_json(endpoint)
+
+    def list_jobs(self) -> list[JobDetails]:
+        """Return all jobs of the cluster, those of other projects too."""
+        with self._translated_errors():
+            return self._client.list_jobs()
+
+    def job(self, job_id: str) -> JobDetails:
+        """Return one job; the answer's status is 404 where the cluster has no such job."""
+        with self._translated_errors():
+            return self._client.get_job_info(job_id)
+
+    def log(self, job_id: str) -> str:
+        """Return a job's whole log so far."""
+        with self._translated_errors():
+            return self._client.get_job_logs(job_id)
+
+    def submit(
+        self,
+        job_id: str,
+        command: str,
+        folder: Path,
+        environment: dict[str, str],
+        metadata: dict[str, str] | None = None,
+    ) -> None:
+        """Start a job: `command` in a copy of `folder`, with the variables of `environment` set."""
+        with self._translated_errors():
+            self._client.submit_job(
+                submission_id=job_id,
+                entrypoint=command,
+                runtime_env={"working_dir": str(folder), "env_vars": environment},
+                metadata=metadata,
+            )
+
+    def stop(self, job_id: str) -> None:
+        """Ask a job to end; return before the job has ended."""
+        with self._translated_errors():
+            self._client.stop_job(job_id)
+
+    def delete(self, job_id: str) -> None:
+        """Remove a job that has ended from the server's list."""
+        with self._translated_errors():
+            self._client.delete_job(job_id)
+
+    @contextlib.contextmanager
+    def _translated_errors(self) -> Iterator[None]:
         try:
-            with _this_address_counts(address):
-                super().__init__(address)
+            yield
         except AuthenticationError as error:
-            raise SpecError(self._about_token(error)) from None
-
-    def get(self, endpoint: str) -> Any:
-        """An answer's JSON; None where it is none."""
-        answer = self._do_request("GET", endpoint)
-        if answer.status_code != 200:
-            self._raise_error(answer)
-        try:
-            return answer.json()
-        except ValueError:
-            return None
-
-    def _check_connection_and_version(self, *_: object, **__: object) -> None:
-        """`check_is_ray` says more than Ray does."""
-
-    def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
-        try:
-            return super()._do_request(method, endpoint, timeout=(CONNECT_S, ANSWER_S), **options)
-        except AuthenticationError as error:
-            raise SpecError(self._about_token(error)) from None
-        except OSError as error:  # all of requests' errors are
-            raise LostConnectionError(f"--address {self.place}: {_reason(error)}") from None
-
-    def _raise_error(self, r: Any) -> NoReturn:
-        said = [line for line in r.text.splitlines() if line.strip(" .")]  # Ray ends a traceback with a full stop
-        raise RefusedError(self.place, r.status_code, said[-1] if said else "without a word")
-
-    def _about_token(self, error: AuthenticationError) -> str:
-        what = "is not this cluster's" if "Authentication failed" in str(error) else "is missing"
-        return (
-            f"--address {self.place}: the cluster wants a token, and the one here {what}: copy ~/.ray/auth_token of "
-            "its head to the same place here ($RAY_AUTH_TOKEN_PATH names another) and set RAY_AUTH_MODE=token"
-        )
+            fault = "is not this cluster's" if "Authentication failed" in str(error) else "is missing"
+            raise SpecError(
+                f"--address {self.address}: the cluster requires a token, and the one here {fault}: copy "
+                "~/.ray/auth_token of its head to the same path here ($RAY_AUTH_TOKEN_PATH names another) and set "
+                "RAY_AUTH_MODE=token"
+            ) from None
+        except AnswerError as error:
+            lines = [line for line in error.text.splitlines() if line.strip(" .")]  # a traceback ends with a full stop
+            raise RefusedError(self.address, error.status, lines[-1] if lines else "no reason given") from None
+        except OSError as error:
+            raise LostConnectionError(f"--address {self.address}: {_connection_fault(error)}") from None
 
 
-@contextlib.contextmanager
-def _this_address_counts(address: str) -> Iterator[None]:
-    """Ray's client prefers $RAY_ADDRESS to the address it is given, and this variable to both."""
-    name = "RAY_API_SERVER_ADDRESS"
-    before = os.environ.get(name)
-    os.environ[name] = address
-    try:
-        yield
-    finally:
-        del os.environ[name]
-        if before is not None:
-            os.environ[name] = before
-
-
-def _reason(error: OSError) -> str:
-    """In one line; requests packs the system's own words into several errors."""
+def _connection_fault(error: OSError) -> str:
+    """Describe a failed connection in one line; requests packs the system's message into several errors."""
     text = str(error)
-    found = re.search(r"\[Errno -?\d+\] ([^'\")]+)", text)
-    if found or "ConnectTimeout" in type(error).__name__:
-        said = found.group(1) if found else f"no answer within {CONNECT_S:g} s"
+    system_message = re.search(r"\[Errno -?\d+\] ([^'\")]+)", text)
+    if system_message or "ConnectTimeout" in type(error).__name__:
+        reason = system_message.group(1) if system_message else f"no answer within {CONNECT_S:g} s"
         return (
-            f"nothing answers there ({said}): give the http address of the head's dashboard, or open a tunnel to it "
-            "with 'ssh -N -L 8265:127.0.0.1:8265 HEAD'"
+            f"nothing answers there ({reason}): {_REMEDY}, or open a tunnel to it with "
+            "'ssh -N -L 8265:127.0.0.1:8265 HEAD'"
         )
     if "ReadTimeout" in type(error).__name__ or "Read timed out" in text:
         return f"no answer within {ANSWER_S:g} s: look at the head, or wait until it is less busy"
-    return f"{_NO_DASHBOARD} ({type(error).__name__}): give the http address of the head's dashboard"
+    return f"the server there is no Ray dashboard ({type(error).__name__}): {_REMEDY}"
 
 
-def dashboard_address(address: str | None) -> str:
-    """The one asked for, or $RAY_ADDRESS. Raises SpecError if it cannot be a dashboard's."""
-    asked = address or os.environ.get("RAY_ADDRESS") or ""
-    try:
-        parts = urlsplit(asked)
-        is_one = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        is_one = False
-    if not is_one:
-        named = f"--address {shown(asked)}: is not" if asked else "--address is missing: give"
-        raise SpecError(f"{named} the http address of a head's dashboard, such as http://HEAD:8265 (or $RAY_ADDRESS)")
-    return asked.rstrip("/")
+# --- connecting --------------------------------------------------------------------------------------------------
 
 
 def connect(address: str | None) -> JobServer:
-    """The job server at an address (default: $RAY_ADDRESS). Raises SpecError that says what is wrong with it."""
+    """Connect to the job server at an address (default: $RAY_ADDRESS).
+
+    Raises SpecError for an address that is none, and where no Ray dashboard answers.
+    """
     server = JobServer(dashboard_address(address))
-    check_is_ray(server)
-    return server
-
-
-def check_is_ray(server: JobServer) -> None:
-    """Raises SpecError where something else answers."""
     try:
-        version = server.get("/api/version")
+        version = server.get_json("/api/version")
     except RefusedError as error:
         version = error.status
     if not isinstance(version, dict) or "ray_version" not in version:
-        raise SpecError(f"--address {server.place}: {_NO_DASHBOARD}: give the http address of the head's dashboard")
+        raise SpecError(f"--address {server.address}: the server there is no Ray dashboard: {_REMEDY}")
+    return server
+
+
+def dashboard_address(address: str | None) -> str:
+    """Return `address`, or $RAY_ADDRESS without one. Raises SpecError for an address that is not a dashboard's."""
+    address = address or os.environ.get("RAY_ADDRESS") or ""
+    try:
+        parts = urlsplit(address)
+        is_valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_valid = False
+    if not is_valid:
+        fault = f"--address {shown(address)}: is not" if address else "--address is missing: give"
+        raise SpecError(f"{fault} the http address of a head's dashboard, such as http://HEAD:8265 (or $RAY_ADDRESS)")
+    return address.rstrip("/")
+
+
+# --- checking the cluster ----------------------------------------------------------------------------------------
 
 
 def check_cluster(server: JobServer, spec: JobSpec) -> None:
-    """Raises SpecError where a job could only fail: other versions, or never enough CPUs or GPUs."""
+    """Raise SpecError where a job could only fail: other versions of Ray or Python, or too few CPUs or GPUs."""
     _check_versions(server)
-    capacity = known_capacity(server)
+    capacity = fixed_capacity(server)
     if capacity is not None:
         capacity.num_concurrent_trials(spec)
         capacity.check_retraining(spec)
 
 
 def _check_versions(server: JobServer) -> None:
-    """Ray's to the last digit, Python's without it."""
-    theirs = {"Ray": server.get("/api/version")["ray_version"]}
-    with contextlib.suppress(RefusedError, KeyError, TypeError):  # other releases of Ray need not know this path
-        theirs["Python"] = _minor(server.get("/api/v0/cluster_metadata")["data"]["pythonVersion"])
-    ours = {"Ray": ray.__version__, "Python": _minor(platform.python_version())}
-    differing = [f"{name} {theirs[name]} (here {ours[name]})" for name in theirs if theirs[name] != ours[name]]
+    """Compare all digits of Ray's version, and the first two numbers of Python's."""
+    there = {"Ray": server.get_json("/api/version")["ray_version"]}
+    with contextlib.suppress(RefusedError, KeyError, TypeError):  # other releases of Ray may lack this endpoint
+        python = server.get_json("/api/v0/cluster_metadata")["data"]["pythonVersion"]
+        there["Python"] = ".".join(python.split(".")[:2])
+    here = {"Ray": ray.__version__, "Python": ".".join(platform.python_version_tuple()[:2])}
+    differing = [f"{name} {there[name]} (here {here[name]})" for name in there if there[name] != here[name]]
     if differing:
         raise SpecError(
-            f"--address {server.place}: the cluster has {' and '.join(differing)}: install the same on both, from this "
-            "project's requirements.txt"
+            f"--address {server.address}: the cluster has {' and '.join(differing)}: install the same on both, from "
+            "this project's requirements.txt"
         )
 
 
-def _minor(python_version: str) -> str:
-    return ".".join(python_version.split(".")[:2])
-
-
-def known_capacity(server: JobServer) -> Capacity | None:
-    """What all living nodes have; None where an autoscaler may add some, or that is not known."""
+def fixed_capacity(server: JobServer) -> Capacity | None:
+    """Return the capacity of all living nodes; None where an autoscaler may add nodes, or the answer is unknown."""
     try:
-        status = server.get("/api/cluster_status")["data"]["clusterStatus"]
+        status = server.get_json("/api/cluster_status")["data"]["clusterStatus"]
         types = status["autoscalerReport"]["nodeTypeMapping"]
         if not types or any(kind != f"node_{node}" for node, kind in types.items()):
-            return None  # only nodes that joined by hand are types of their own
-        nodes = server.get("/api/v0/nodes?detail=true&limit=10000")["data"]["result"]["result"]
-        has = [node["resources_total"] for node in nodes if node["state"] == "ALIVE"]
-        cpus, gpus = (int(sum(node.get(kind, 0) for node in has)) for kind in ("CPU", "GPU"))
+            return None  # each node that joined by hand has a type of its own
+        nodes = server.get_json("/api/v0/nodes?detail=true&limit=10000")["data"]["result"]["result"]
+        resources = [node["resources_total"] for node in nodes if node["state"] == "ALIVE"]
+        cpus, gpus = (int(sum(each.get(kind, 0) for each in resources)) for kind in ("CPU", "GPU"))
     except (KeyError, TypeError, RefusedError):
         return None
     return Capacity(cpus, gpus)

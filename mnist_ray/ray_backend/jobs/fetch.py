@@ -1,48 +1,61 @@
-"""A run that lies with a cluster is brought here, whole or not at all."""
+"""Copying a run from a cluster to this machine, whole or not at all."""
 
 import contextlib
 import json
+import logging
 import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from mnist_ray.config import RUN_NAME, check_storage
 from mnist_ray.errors import SpecError
 from mnist_ray.ray_backend.jobs.client import JobServer, connect
-from mnist_ray.ray_backend.jobs.submit import JOB_ENVIRONMENT, follow, latest_job, storage_on_cluster, write_upload
-from mnist_ray.record.archive import packed, unpack
-from mnist_ray.record.exports import write_views
+from mnist_ray.ray_backend.jobs.follow import follow
+from mnist_ray.ray_backend.jobs.job import latest_job
+from mnist_ray.ray_backend.jobs.submit import JOB_ENVIRONMENT, storage_on_cluster, write_upload
+from mnist_ray.record.archive import pack, unpack
+from mnist_ray.record.exports import write_exports
 from mnist_ray.record.rundir import RunDir
-from mnist_ray.storage.files import StoragePath, seal, storage_path
+from mnist_ray.storage.files import StoragePath, storage_path
 from mnist_ray.storage.object_stores import OutOfReachError
 
-MONITORED_S = 3.0  # so long Ray looks after a job that is over; one deleted in that time comes back as failed
+logger = logging.getLogger(__name__)
+
+MONITORED_S = 3.0  # Ray watches an ended job that long; one that is deleted in that time comes back as failed
 _REQUEST = "request.json"
 
-Say = Callable[[str], object]
 
+def fetch_record(address: str | None, name: str, storage: str | None) -> str:
+    """Return a run's packed record (record/archive.py).
 
-def packed_run(address: str | None, name: str, storage: str | None, note: Say) -> str:
-    """A run's record (see record/packing.py), from its storage where that can be read from here, else through the
-    cluster. storage: where its job does not say so. Raises SpecError.
+    The record is read from the run's storage where this machine reaches the storage, else through the cluster.
+    storage: the folder that holds the runs; the one in the job's metadata by default. Raises SpecError, OSError.
     """
     if not RUN_NAME.fullmatch(name):
         raise SpecError(f"RUN {name!r} is not a run name: 'mnist-ray status' lists them")
-    if storage is not None and (here := _folder_here(storage, name)):
-        return packed(here)
+    if storage is not None and (folder := _reachable_folder(storage, name)):
+        return pack(folder)
     server = connect(address)
-    storage = storage_on_cluster(storage or _storage_of(server, name))
-    if here := _folder_here(storage, name):
-        note(f"fetched from {here}")
-        return packed(here)
-    return _through_cluster(server, name, storage, note)
+    if storage is None:
+        job = latest_job(server, name)
+        storage = job.storage if job else None
+    if not storage:
+        raise SpecError(
+            f"--address {server.address}: no job there names the storage of the run {name!r}: name the folder that "
+            "holds the runs with --storage"
+        )
+    storage = storage_on_cluster(storage)
+    if folder := _reachable_folder(storage, name):
+        logger.info("fetched from %s", folder)
+        return pack(folder)
+    return _fetch_through_cluster(server, name, storage)
 
 
-def _folder_here(storage: str, name: str) -> StoragePath | None:
-    """The run's folder, if this machine sees it; a home folder is that of the cluster, whatever is in the one here."""
+def _reachable_folder(storage: str, name: str) -> StoragePath | None:
+    """Return the run's folder if this machine reaches it. A home folder is the head's, whatever is in the one here."""
     if storage.startswith("~"):
         return None
     check_storage(storage)
@@ -52,86 +65,70 @@ def _folder_here(storage: str, name: str) -> StoragePath | None:
     return None
 
 
-def _storage_of(server: JobServer, name: str) -> str:
-    job = latest_job(server, name)
-    storage = job and job.metadata.get("mnist_ray_storage")
-    if not storage:
-        raise SpecError(
-            f"--address {server.place}: no job there says where the run {name!r} lies: name the folder that holds the "
-            "runs with --storage"
-        )
-    return storage
-
-
-def _through_cluster(server: JobServer, name: str, storage: str, note: Say) -> str:
-    """Ray has no call that returns a file, so a job of its own prints the record into its log."""
+def _fetch_through_cluster(server: JobServer, name: str, storage: str) -> str:
+    """Run a job that prints the record into its log: Ray has no call that returns a file."""
     job_id = f"fetch-mnist-ray-{name}-{secrets.token_hex(4)}"
-    with tempfile.TemporaryDirectory() as place:
-        write_upload(Path(place), _REQUEST, json.dumps({"run": name, "storage": storage}))
-        server.submit_job(
-            submission_id=job_id,
-            entrypoint=f"python -m mnist_ray.record.archive {_REQUEST}",
-            runtime_env={"working_dir": place, "env_vars": JOB_ENVIRONMENT},
-        )
-    note(f"{name} is fetched through {server.place}")
-    said: list[str] = []
+    with tempfile.TemporaryDirectory() as upload:
+        write_upload(Path(upload), _REQUEST, json.dumps({"run": name, "storage": storage}))
+        server.submit(job_id, f"python -m mnist_ray.record.archive {_REQUEST}", Path(upload), JOB_ENVIRONMENT)
+    logger.info("%s is fetched through %s", name, server.address)
+    output: list[str] = []
     try:
-        job = follow(server, job_id, said.append, note)
+        job = follow(server, job_id, output.append)
     finally:
-        _remove(server, job_id)
-    text = "".join(said)
+        with contextlib.suppress(SpecError):
+            server.stop(job_id)
+            time.sleep(MONITORED_S)
+            server.delete(job_id)
+    text = "".join(output)
     if job.state != "succeeded":
         reason = (text.strip().splitlines() or [job.message])[-1]
-        raise SpecError(f"--address {server.place}: {name} cannot be fetched: {reason}")
+        raise SpecError(f"--address {server.address}: {name} cannot be fetched: {reason}")
     return text
 
 
-def _remove(server: JobServer, job_id: str) -> None:
-    with contextlib.suppress(SpecError):
-        server.stop_job(job_id)
-        time.sleep(MONITORED_S)
-        server.delete_job(job_id)
-
-
 @contextlib.contextmanager
-def fetched(text: str, destination: Path) -> Iterator[RunDir]:
-    """A packed record as a run with its views, for the block beside its destination, and then there.
+def unpacked_run(record: str, destination: Path) -> Iterator[RunDir]:
+    """Unpack a record with its exported files into a folder beside `destination`, and move it there after the block.
 
-    An earlier copy of the same run is replaced. Whatever goes wrong, `destination` is as it was, and nothing is left
-    beside it. Raises SpecError where something else lies there, CorruptFileError, OSError.
+    An earlier copy of the same run is replaced. After an error `destination` is as it was, and nothing is left beside
+    it. Raises SpecError where `destination` is something else, CorruptFileError, OSError.
     """
-    beside = destination.parent / ".fetching"  # where nobody looks for runs
-    beside.mkdir(parents=True, exist_ok=True)
-    place = Path(tempfile.mkdtemp(dir=beside))
+    fetching = destination.parent / ".fetching"  # no command looks there for runs
+    fetching.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=fetching))
     try:
-        run = RunDir(place / destination.name)
-        unpack(text, run.path)
-        if run.stage("started") is None:
-            raise SpecError(f"{destination.name} has not begun yet, so there is nothing to fetch: wait for it")
+        run = RunDir(folder / destination.name)
+        unpack(record, run.path)
+        if run.state.started is None:
+            raise SpecError(f"{destination.name} has not begun yet, so there is nothing to fetch: wait until it has")
         _check_destination(RunDir(destination), run)
-        write_views(run)
+        write_exports(run.path)
         yield run
         _replace(destination, run.path)
     finally:
-        shutil.rmtree(place, ignore_errors=True)
-        with contextlib.suppress(OSError):  # somebody else fetches too
-            beside.rmdir()
+        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # another process fetches too
+            fetching.rmdir()
 
 
-def _check_destination(there: RunDir, run: RunDir) -> None:
-    """Only an earlier copy may be replaced: one whose events are the first of the run's."""
-    if not there.path.exists():
+def _check_destination(existing: RunDir, run: RunDir) -> None:
+    """Raise SpecError unless `existing` is absent or an earlier copy, whose files are the first of the run's."""
+    if not existing.path.exists():
         return
-    if there.leases.exists():
-        raise SpecError(f"{there.path} is no copy: a process worked on the run there: fetch it elsewhere (--to)")
-    old, new = there.events(), run.events()
-    if not old or len(old) > len(new) or seal(old[-1]) != seal(new[len(old) - 1]):  # each event seals those before it
+    if existing.paths.leases.exists():
+        raise SpecError(f"{existing.path} is no copy: a process worked on the run there: fetch it elsewhere (--to)")
+    existing.catch_up()
+    last = f"{existing.log.num_files:06d}.json"  # each file is sealed to the one before
+    same, there = run.paths.record / last, existing.paths.record / last
+    if existing.log.num_files == 0 or not same.exists() or same.read_bytes() != there.read_bytes():
         raise SpecError(
-            f"{there.path} holds something else than an earlier copy of this run: fetch it elsewhere (--to)"
+            f"{existing.path} is something else than an earlier copy of this run: fetch the run elsewhere (--to)"
         )
 
 
 def _replace(destination: Path, new: Path) -> None:
+    """Rename `new` to `destination`; put the old folder back if that fails."""
     old = new.with_name(f"{new.name}.old")
     if destination.exists():
         destination.rename(old)

@@ -1,37 +1,34 @@
 """Retraining on several workers: Ray Train starts them, connects them, and starts them again when one dies."""
 
-import contextlib
 import logging
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray._raylet import PlacementGroupID
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
-from ray.train import FailureConfig, RunConfig, UserCallback
+from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
-from ray.train.v2.api.config import ScalingConfig  # what ray.train.ScalingConfig is, but for its hints
-from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from mnist_ray.config import Retrain
-from mnist_ray.ray_backend.heartbeat import HANG_LIMIT_S, start_inbox
-from mnist_ray.ray_backend.shared_data import SharedData
-from mnist_ray.ray_backend.train.messages import (
-    ControllerStarted,
-    GroupEnded,
-    GroupStarting,
-    Message,
-    Retraining,
-    packed,
+from mnist_ray.pipeline.backend import RetrainingFailedError, RetrainingReports
+from mnist_ray.pipeline.tasks import TrainingTask
+from mnist_ray.ray_backend.compat import (
+    OUT_OF_MEMORY,
+    cause_of,
+    remove_placement_groups,
+    start_callback,
+    withdraw_request,
 )
+from mnist_ray.ray_backend.heartbeat import start_mailbox
+from mnist_ray.ray_backend.shared_data import SharedImages
+from mnist_ray.ray_backend.train.messages import ControllerStarted, GroupEnded, GroupStarting
 from mnist_ray.ray_backend.train.process_group import GroupConfig
 from mnist_ray.ray_backend.train.supervisor import Supervisor, resources_of
-from mnist_ray.ray_backend.train.worker import name_of, train_in_group
+from mnist_ray.ray_backend.train.worker import GroupTask, name_of, train_in_group
 
 logger = logging.getLogger(__name__)
 
@@ -41,65 +38,67 @@ POLL_S = 0.2
 # seconds, and what was trained since the last checkpoint; nodes that come within half a minute cost one. Ray looks at
 # the cluster every 20 seconds only.
 RESIZE_CHECK_S = 30.0
-COORDINATOR_S = 5.0
-
-
-class GroupFailedError(RuntimeError):
-    """The workers died more often than `max_failures` allows, or could not be started; the last line says why."""
 
 
 def retrain(
-    trainings: Sequence[Retraining],
-    data: SharedData,
+    tasks: Sequence[TrainingTask],
+    images: SharedImages,
     settings: Retrain,
     max_failures: int,
+    reports: RetrainingReports,
     ray_state: Path,
-    receive: Callable[[Message], None],
-    note: Callable[[str], None] = logger.warning,
-    hang_limit_s: float = HANG_LIMIT_S,
+    hang_limit_s: float,
 ) -> None:
     """Do the trainings one after another in one group of workers, which therefore starts only once.
 
-    `receive` gets every message in order, in this process; `note` lines for people: what ended the group, and that
-    it waits for workers. A rank that does not get on for `hang_limit_s` is ended as if it had died. The group starts
-    again at most `max_failures` times. Raises GroupFailedError, and OSError where checkpoints cannot be written
-    because the disk is full or read-only.
+    A group in which no rank makes progress for `hang_limit_s` is ended as if a worker had died. The group starts again
+    at most `max_failures` times. ray_state: the folder for Ray Train's files.
+
+    Raises RetrainingFailedError, OSError where the storage of the checkpoints is full or read-only, and what `reports`
+    raises.
     """
-    supervisor = Supervisor(trainings, settings, receive, note, hang_limit_s)
+    supervisor = Supervisor(tasks, settings, reports, hang_limit_s)
     while True:
         try:
-            return _run_group(supervisor, data, settings, max_failures - supervisor.num_failures, ray_state)
+            return _run_group(supervisor, images, settings, max_failures - supervisor.num_failures, ray_state)
         except (RayError, ray.train.ControllerError) as error:  # Ray Train starts none but the workers again
             cause = error.controller_failure if isinstance(error, ray.train.ControllerError) else error
             supervisor.count_failure(GroupEnded(f"Ray's own process of the group: {_in_one_line(cause)}", False))
             if supervisor.num_failures > max_failures:
-                raise GroupFailedError(str(supervisor.last_failure)) from error
-            _remove_placement_groups()
+                raise RetrainingFailedError(str(supervisor.last_failure)) from error
+            remove_placement_groups()
         except ray.train.TrainingFailedError as error:
-            raise GroupFailedError(f"{error}\n{supervisor.last_failure or ''}".rstrip()) from error
+            raise RetrainingFailedError(f"{error}\n{supervisor.last_failure or ''}".rstrip()) from error
 
 
-def _run_group(supervisor: Supervisor, data: SharedData, settings: Retrain, max_failures: int, ray_state: Path) -> None:
+def _run_group(
+    supervisor: Supervisor, images: SharedImages, settings: Retrain, max_failures: int, ray_state: Path
+) -> None:
     """Do the open trainings.
 
     Raises OSError where a disk is full or read-only, TrainingFailedError where the workers died too often, and RayError
     or ControllerError if an actor dies that the group cannot do without.
     """
-    inbox = start_inbox()
-    task = {"trainings": supervisor.open_trainings, "data": data, "inbox": inbox, "settings": settings}
+    mailbox = start_mailbox()
+    work = GroupTask(supervisor.open_tasks, images, settings, mailbox)
     trainer = TorchTrainer(
-        train_in_group,
-        train_loop_config=task,
-        scaling_config=_scaling(settings),
+        _train_worker,
+        train_loop_config={"work": work},
+        scaling_config=ScalingConfig(
+            num_workers=settings.workers,  # type: ignore[arg-type]  # mypy sees the hints of Train's first version
+            elastic_resize_monitor_interval_s=RESIZE_CHECK_S,  # type: ignore[call-arg]
+            use_gpu=settings.gpus_per_worker > 0,
+            resources_per_worker=resources_of(settings),
+        ),
         torch_config=GroupConfig(backend="nccl" if settings.gpus_per_worker else "gloo"),
         run_config=RunConfig(
             name=f"retrain-{uuid.uuid4().hex[:8]}",
             storage_path=str(ray_state),
             failure_config=FailureConfig(max_failures=max_failures),
-            callbacks=[_TellsFailures(inbox), _TellsStarts(inbox)],  # type: ignore[list-item]  # Train V1's hint
+            callbacks=[_FailureCallback(mailbox), _start_callback(mailbox)],  # type: ignore[list-item]  # the same
         ),
     )
-    supervisor.begin(inbox)
+    supervisor.begin(mailbox)
     fitted = _in_background(trainer.fit)
     try:
         finished = False
@@ -108,56 +107,16 @@ def _run_group(supervisor: Supervisor, data: SharedData, settings: Retrain, max_
             supervisor.look()
         fitted.result()
     finally:
-        ray.kill(inbox)
+        ray.kill(mailbox)
         if supervisor.controller is not None:
             ray.kill(supervisor.controller.actor)  # with the controller its workers die too
-            _withdraw_request(supervisor.controller.run_id)
-    if supervisor.disk_trouble is not None:
-        raise supervisor.disk_trouble.to_error()
+            withdraw_request(supervisor.controller.run_id)
+    if supervisor.storage_failure is not None:
+        raise supervisor.storage_failure.to_error()
 
 
-def _scaling(settings: Retrain) -> ScalingConfig:
-    return ScalingConfig(
-        num_workers=settings.workers,
-        elastic_resize_monitor_interval_s=RESIZE_CHECK_S,
-        use_gpu=settings.gpus_per_worker > 0,
-        resources_per_worker=resources_of(settings),
-    )
-
-
-def _remove_placement_groups() -> None:
-    """Free what the workers had: in Ray 2.60 that stays taken when the controller dies, until the job ends."""
-    job_id = ray.get_runtime_context().get_job_id()  # which ends the ids of what the job has made
-    for entry in placement_group_table().values():
-        group_id = entry["placement_group_id"]
-        if group_id.endswith(job_id) and entry["state"] != "REMOVED":
-            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group_id))))
-
-
-def _withdraw_request(run_id: str) -> None:
-    """Take back what a controller has asked the cluster for: it does so itself only when it ends in good order.
-
-    For three minutes longer that would stay reserved for it, and an elastic group starts with what is left.
-    """
-    with _coordinator() as coordinator:
-        ray.get(coordinator.cancel_request.remote(_requester(run_id)), timeout=COORDINATOR_S)
-
-
-def _count_nodes_again(run_id: str) -> None:
-    """Otherwise Ray Train learns up to 20 s later that a node is gone."""
-    with _coordinator() as coordinator:
-        ray.get(coordinator.get_reserved_resources.remote(_requester(run_id), recompute=True), timeout=COORDINATOR_S)
-
-
-@contextlib.contextmanager
-def _coordinator() -> Iterator[Any]:
-    """Ray's actor that counts what the cluster has for whom; without it the block is left."""
-    with contextlib.suppress(ValueError, RayError):
-        yield ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
-
-
-def _requester(run_id: str) -> str:
-    return f"train-{run_id}"
+def _train_worker(config: dict[str, GroupTask]) -> None:
+    train_in_group(config["work"])
 
 
 def _in_background(call: Callable[[], Any]) -> "Future[Any]":
@@ -177,42 +136,35 @@ def _in_background(call: Callable[[], Any]) -> "Future[Any]":
     return future
 
 
-class _TellsFailures(UserCallback):
-    """In Ray Train's controller: tells the driver why a group was ended."""
+class _FailureCallback(UserCallback):
+    """The part of Ray Train's controller that sends the driver why a group was ended."""
 
-    def __init__(self, inbox: Any) -> None:
-        self._inbox = inbox
+    def __init__(self, mailbox: Any) -> None:
+        self._mailbox = mailbox
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        causes = {rank: getattr(error, "health_check_failure", error) for rank, error in worker_exceptions.items()}
-        rank, cause = min(causes.items(), key=lambda item: _remoteness(item[1]))
+        causes = {rank: cause_of(error) for rank, error in worker_exceptions.items()}
+        rank, cause = min(causes.items(), key=lambda item: _distance_from_cause(item[1]))
         is_preemption = any(isinstance(error, RayActorError) and error.preempted for error in causes.values())
         ended = GroupEnded(f"{name_of(rank)}: {_in_one_line(cause, is_preemption)}", is_preemption)
-        self._inbox.put_about_group.remote(packed(ended))
+        self._mailbox.put_about_group.remote(ended)
 
 
-class _TellsStarts(ControllerCallback, WorkerGroupCallback):
-    """In Ray Train's controller: gives the driver its handle, for which Ray Train has no other way, and the size of
-    each group that it is going to start.
-    """
+def _start_callback(mailbox: Any) -> Any:
+    """Return the part of Ray Train's controller that sends the driver its handle and the size of each new group."""
 
-    def __init__(self, inbox: Any) -> None:
-        self._inbox = inbox
-
-    def after_controller_start(self, train_run_context: Any) -> None:
+    def send_handle(run_id: str) -> None:
         actor = ray.get_runtime_context().current_actor
-        self._run_id = train_run_context.run_id
-        self._inbox.put.remote(packed(ControllerStarted(actor, self._run_id)))
+        mailbox.put.remote(ControllerStarted(actor, run_id))
 
-    def before_controller_execute_failure_decision(self, failure_decision: Any) -> None:
-        _count_nodes_again(self._run_id)
+    def send_size(num_workers: int) -> None:
+        mailbox.put_about_group.remote(GroupStarting(num_workers))
 
-    def before_worker_group_start(self, worker_group_context: Any) -> None:
-        self._inbox.put_about_group.remote(packed(GroupStarting(worker_group_context.num_workers)))
+    return start_callback(send_handle, send_size)
 
 
-def _remoteness(error: Exception) -> int:
-    """How far from the cause an error is: ranks that live on fail because another one has died."""
+def _distance_from_cause(error: Exception) -> int:
+    """Rank errors by how far they are from the cause: ranks that live on fail because another one has died."""
     return 0 if isinstance(error, OutOfMemoryError) else 1 if isinstance(error, RayActorError) else 2
 
 
@@ -223,7 +175,7 @@ def _in_one_line(error: Exception, is_preemption: bool = False) -> str:
     if is_preemption:
         return f"its node was preempted, which does not count as a failure: {text}"
     if isinstance(error, OutOfMemoryError):
-        return f"its process was killed because the node ran out of memory: {text}"
+        return f"{OUT_OF_MEMORY}: {text}"
     if isinstance(error, RayActorError):
         return f"its process died: {text}"
     return f"{type(error).__name__}: {text}"

@@ -1,4 +1,4 @@
-"""Does the best value lie at the edge of what was searched, and what would a wider search be?"""
+"""The edges of a search space: whether the best value lies at one, and the wider space to search next."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,19 +6,51 @@ from collections.abc import Mapping, Sequence
 import yaml
 from pydantic import ValidationError
 
-from mnist_ray.config import Choices, Dimension, Hyperparameters, Range, is_whole
+from mnist_ray.config import Choices, Dimension, Hyperparameters, JobSpec, Range, is_whole
+from mnist_ray.record.events import ConfigurationSelected
+from mnist_ray.record.state import Training
+from mnist_ray.report.analysis.findings import Finding
+from mnist_ray.report.formatting import number
 
 EDGE = 0.05  # of a range's width: the best value lies at the edge
 NEAR_EDGE = 0.15  # where most of the other good ones must lie for that to count
 
 
+def warn_of_edges(
+    spec: JobSpec, candidates: Sequence[Training], selected: ConfigurationSelected | None
+) -> list[Finding]:
+    """Warn where the selected trial, or the best candidate before a selection, lies at an end that can be moved.
+
+    candidates: best first.
+    """
+    selected_id = selected.training if selected else None
+    best = next((trial for trial in candidates if trial.id == selected_id), candidates[0])
+    good = candidates[: spec.confirm.top_k if spec.confirm else 3]
+    widened: dict[str, Dimension] = {}
+    ends = []
+    for key, dimension in spec.search.space.items():
+        value = getattr(best.config, key)
+        end = edge(dimension, value, [getattr(trial.config, key) for trial in good])
+        wider = widen(key, dimension, end) if end else None
+        if wider:
+            widened[key] = wider
+            ends.append(f"{key} {number(value)} at its {end} end")
+    if not widened:
+        return []
+    text = (
+        f"The best value lies at the edge of the space, so a better one may lie beyond: {', '.join(ends)}. "
+        "Search again in the wider space below."
+    )
+    return [Finding(text, is_warning=True, patch=space_patch(spec.search.space | widened))]
+
+
 def edge(dimension: Dimension, best: float, good: Sequence[float]) -> str | None:
-    """At which end of a dimension the best value lies, "low" or "high", if most of the good ones lie there too."""
+    """Return the end of a dimension at which the best value lies, "low" or "high"; None if most good ones do not."""
     if isinstance(dimension, Choices):
         low, high = min(dimension.choices), max(dimension.choices)
         if low == high:
             return None
-        places = {"low": [value == low for value in good], "high": [value == high for value in good]}
+        is_near = {"low": [value == low for value in good], "high": [value == high for value in good]}
         at = "low" if best == low else "high" if best == high else None
     else:
         if dimension.low == dimension.high:
@@ -26,15 +58,15 @@ def edge(dimension: Dimension, best: float, good: Sequence[float]) -> str | None
         depth = _position(dimension, best)
         at = "low" if depth <= EDGE else "high" if depth >= 1 - EDGE else None
         positions = [_position(dimension, value) for value in good]
-        places = {
+        is_near = {
             "low": [position <= NEAR_EDGE for position in positions],
             "high": [position >= 1 - NEAR_EDGE for position in positions],
         }
-    return at if at and sum(places[at]) * 2 > len(good) else None
+    return at if at and sum(is_near[at]) * 2 > len(good) else None
 
 
 def _position(dimension: Range, value: float) -> float:
-    """From 0 at the low end to 1 at the high one, on the dimension's own scale."""
+    """Return 0 at the low end to 1 at the high one, on the dimension's own scale."""
     low, high = dimension.ends
     if dimension.log:
         return math.log(value / low) / math.log(high / low)
@@ -42,7 +74,7 @@ def _position(dimension: Range, value: float) -> float:
 
 
 def widen(key: str, dimension: Dimension, end: str) -> Dimension | None:
-    """The dimension, half as wide again at that end, or with one choice more; None where no value lies beyond."""
+    """Return a dimension half as wide again at an end, or with one value more; None where no value lies beyond."""
     if isinstance(dimension, Choices):
         beyond = min(dimension.choices) / 2 if end == "low" else max(dimension.choices) * 2
         beyond = int(beyond) if is_whole(key) else beyond
@@ -62,7 +94,7 @@ def widen(key: str, dimension: Dimension, end: str) -> Dimension | None:
 
 
 def _within_limits(key: str, moved: float, end: float) -> float | None:
-    """`moved`, or what is allowed of the way to it from `end`; None if that is nothing."""
+    """Return `moved`, or how much of the way from `end` to `moved` is allowed; None if nothing is."""
     for share in (1.0, 0.75, 0.5, 0.25):
         value = end + share * (moved - end)
         value = int(value) if is_whole(key) else float(f"{value:.2g}")
@@ -80,7 +112,7 @@ def _is_allowed(key: str, value: float) -> bool:
 
 
 def space_patch(space: Mapping[str, Dimension]) -> str:
-    """YAML that takes the place of a spec's search.space."""
+    """Return YAML that takes the place of a spec's search.space."""
     values = {key: dimension.model_dump(mode="json") for key, dimension in space.items()}
     text: str = yaml.safe_dump({"search": {"space": values}}, sort_keys=False, default_flow_style=None)
     return text

@@ -1,4 +1,4 @@
-"""Which hyperparameters mattered, with how much of that is luck of the draw."""
+"""The importance of each hyperparameter in a search, with intervals."""
 
 import copy
 import warnings
@@ -11,9 +11,9 @@ from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState
 
 from mnist_ray.config import Search
-from mnist_ray.record.rundir import Training
+from mnist_ray.record.state import Training
 from mnist_ray.record.study import study_of
-from mnist_ray.report.analysis.search_quality import rung_epoch, score_at
+from mnist_ray.report.analysis.scores import rung_epoch, score_at
 
 FEWEST_PER_DIMENSION = 10  # trials; with fewer the importances of one search and the next have little in common
 NUM_RESAMPLINGS = 100
@@ -31,9 +31,9 @@ class Importance:
 
 @dataclass(frozen=True)
 class Importances:
-    """epoch: after which the score was taken, the one that all trials reach; most important first."""
+    """The hyperparameters' shares in a search, most important first."""
 
-    epoch: int
+    epoch: int  # after which the score was taken; all trials reach this epoch
     num_trials: int
     shares: list[Importance]  # empty where there are too few trials to say
 
@@ -52,10 +52,10 @@ class Importances:
 
 
 def importances(search: Search, trials: Sequence[Training]) -> Importances:
-    """PED-ANOVA (Watanabe et al. 2023), by Optuna, of all trials at the epoch that all of them reach.
+    """Compute PED-ANOVA (Watanabe et al. 2023), by Optuna, of all trials at the epoch that all of them reach.
 
-    Only complete trials would be a choice of the best. Intervals are of the bootstrap over trials (Efron 1979),
-    percentiles; resampled with a fixed seed, so that the same record gives the same figures.
+    Complete trials alone would be a sample of the best. Intervals are percentiles of the bootstrap over trials (Efron
+    1979), which has a fixed seed, so that the same record gives the same figures.
     """
     epoch = rung_epoch(search)
     scored = [
@@ -66,7 +66,12 @@ def importances(search: Search, trials: Sequence[Training]) -> Importances:
     names = [key for key, dimension in search.space.items() if len(set(dimension.ends)) > 1]
     if len(scored) < FEWEST_PER_DIMENSION * max(len(names), 1) or len({score for _, score in scored}) == 1:
         return Importances(epoch, len(scored), [])
-    as_complete = [_complete(trial, score) for trial, score in scored]
+    as_complete = [
+        optuna.trial.create_trial(
+            state=TrialState.COMPLETE, params=trial.params, distributions=trial.distributions, value=score
+        )
+        for trial, score in scored
+    ]
     whole = _evaluate(search, as_complete, names)
     generator = np.random.default_rng(0)
     resampled = [
@@ -82,14 +87,8 @@ def importances(search: Search, trials: Sequence[Training]) -> Importances:
     return Importances(epoch, len(scored), sorted(shares, key=lambda each: -each.share))
 
 
-def _complete(trial: FrozenTrial, score: float) -> FrozenTrial:
-    return optuna.trial.create_trial(
-        state=TrialState.COMPLETE, params=trial.params, distributions=trial.distributions, value=score
-    )
-
-
 class _Listed(optuna.Study):
-    """A study of the trials that it is given: adding each to a storage takes five times as long as evaluating them."""
+    """A study of given trials; adding each trial to a storage takes five times as long as evaluating them all."""
 
     trials_given: list[FrozenTrial]
 
@@ -98,7 +97,7 @@ class _Listed(optuna.Study):
 
 
 def _numbered(trial: FrozenTrial, number: int) -> FrozenTrial:
-    """The evaluator tells trials apart by their ids, and the bootstrap draws some more than once."""
+    """Copy a trial under its own id: the evaluator tells trials apart by id, and the bootstrap draws some again."""
     numbered = copy.copy(trial)
     numbered.number = numbered._trial_id = number
     return numbered

@@ -1,8 +1,7 @@
-"""What the tested models said of the test images, read from the record: right and wrong, and how sure they were."""
+"""The predictions of the tested models on the test images, read from the record."""
 
 import io
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,34 +18,53 @@ NUM_BINS = 15  # of confidence, as in Guo et al. 2017
 
 @dataclass(frozen=True, eq=False)
 class TestedImages:
-    """labels: (N,) 0 to 9; missed: (M,) the examples that some model got wrong; images: those, (M, 28, 28) uint8."""
+    """The labels of a test, and those of its images that a model got wrong."""
 
-    labels: npt.NDArray[np.uint8]
-    missed: npt.NDArray[np.int64]
-    images: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.uint8]  # (N,) 0 to 9
+    missed: npt.NDArray[np.int64]  # (M,) the numbers of the examples that some model got wrong
+    images: npt.NDArray[np.uint8]  # (M, 28, 28) these examples
+
+    def image(self, number: int) -> npt.NDArray[np.uint8]:
+        """Return one missed example's image, (28, 28)."""
+        image: npt.NDArray[np.uint8] = self.images[self.missed == number][0]
+        return image
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Predictions of about the same confidence."""
+
+    confidence: float  # their mean
+    accuracy: float  # the share of right ones
+    num_examples: int
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What one model said. labels, said: (N,) 0 to 9; confidence: (N,) the probability that it gave to what it said."""
+    """The predictions of one model on one test."""
 
-    labels: npt.NDArray[np.uint8]
-    said: npt.NDArray[np.int64]
-    confidence: npt.NDArray[np.float64]
+    labels: npt.NDArray[np.uint8]  # (N,) 0 to 9
+    predicted: npt.NDArray[np.int64]  # (N,) 0 to 9
+    confidence: npt.NDArray[np.float64]  # (N,) the probability of the predicted class
 
     @property
     def is_right(self) -> npt.NDArray[np.bool_]:
-        right: npt.NDArray[np.bool_] = self.said == self.labels
+        """(N,) whether each prediction is right."""
+        right: npt.NDArray[np.bool_] = self.predicted == self.labels
         return right
 
+    @property
+    def num_wrong(self) -> int:
+        return int((~self.is_right).sum())
+
     def confusion(self) -> npt.NDArray[np.int64]:
-        """(true class, said class) -> how often."""
+        """Return the counts by (true class, predicted class), (10, 10)."""
         matrix = np.zeros((NUM_CLASSES, NUM_CLASSES), dtype=np.int64)
-        np.add.at(matrix, (self.labels, self.said), 1)
+        np.add.at(matrix, (self.labels, self.predicted), 1)
         return matrix
 
-    def reliability(self) -> list["Bin"]:
-        """The bins of confidence that hold something, of NUM_BINS equally wide ones."""
+    def reliability(self) -> list[Bin]:
+        """Return the bins of confidence that hold an example, of NUM_BINS equally wide ones."""
         numbers = np.minimum((self.confidence * NUM_BINS).astype(int), NUM_BINS - 1)
         return [
             Bin(float(self.confidence[inside].mean()), float(self.is_right[inside].mean()), int(inside.sum()))
@@ -55,44 +73,39 @@ class Predictions:
         ]
 
     def calibration_error(self) -> float:
-        """Expected calibration error, Guo et al. 2017, "On Calibration of Modern Neural Networks", equation 3."""
+        """Return the expected calibration error (Guo et al. 2017, "On Calibration of Modern Neural Networks", (3))."""
         gaps = sum(each.num_examples * abs(each.accuracy - each.confidence) for each in self.reliability())
         return gaps / len(self.labels)
 
 
-@dataclass(frozen=True)
-class Bin:
-    """Answers of about the same confidence: its mean, the share of right ones, how many."""
+def images_of_test(run: RunDir, test: str = "test") -> TestedImages | None:
+    """Read the images of the test split or of a second test; None where the run has not got that far.
 
-    confidence: float
-    accuracy: float
-    num_examples: int
-
-
-def images_of_test(run: RunDir, name: str = "test") -> TestedImages | None:
-    """Of a test ("test", or a second one's name); None where the run has not got that far. Raises CorruptFileError."""
-    blob = (run.stage("tested") or {}).get("examples", {}).get(name)
-    if blob is None:
+    Raises CorruptFileError.
+    """
+    tested = run.state.tested
+    if tested is None or test not in tested.examples:
         return None
+    blob = tested.examples[test]
     try:
         tensors = load(run.blob(blob))
         return TestedImages(tensors["labels"], tensors["missed"], tensors["missed_images"])
     except (SafetensorError, KeyError) as error:
-        raise CorruptFileError(f"{run.record}: blob {blob[:12]} holds no test examples ({error})") from None
+        raise CorruptFileError(f"{run.paths.record}: blob {blob[:12]} holds no test examples ({error})") from None
 
 
-def predictions(run: RunDir, training_id: str, name: str = "test") -> Predictions | None:
-    """Of a tested model; None where there is none. Raises CorruptFileError."""
-    images = images_of_test(run, name)
-    score: dict[str, Any] = (run.stage("tested") or {}).get("scores", {}).get(training_id, {})
-    if images is None or f"{name}_logits" not in score:
+def predictions(run: RunDir, training_id: str, test: str = "test") -> Predictions | None:
+    """Read a model's predictions on a test; None where there are none. Raises CorruptFileError."""
+    images, tested = images_of_test(run, test), run.state.tested
+    score = tested.scores.get(training_id, {}).get(test) if tested else None
+    if images is None or score is None:
         return None
-    blob = score[f"{name}_logits"]
     try:
-        logits = np.load(io.BytesIO(run.blob(blob)), allow_pickle=False).astype(np.float64)
+        logits = np.load(io.BytesIO(run.blob(score.logits)), allow_pickle=False).astype(np.float64)
     except (ValueError, EOFError) as error:
-        raise CorruptFileError(f"{run.record}: blob {blob[:12]} holds no logits ({error})") from None
+        raise CorruptFileError(f"{run.paths.record}: blob {score.logits[:12]} holds no logits ({error})") from None
     if logits.shape != (len(images.labels), NUM_CLASSES):
-        raise CorruptFileError(f"{run.record}: blob {blob[:12]} holds {logits.shape}, not one row for each test image")
-    probabilities = softmax(logits, axis=1)
-    return Predictions(images.labels, logits.argmax(axis=1), probabilities.max(axis=1))
+        raise CorruptFileError(
+            f"{run.paths.record}: blob {score.logits[:12]} holds {logits.shape}, not one row for each test image"
+        )
+    return Predictions(images.labels, logits.argmax(axis=1), softmax(logits, axis=1).max(axis=1))

@@ -1,4 +1,4 @@
-"""What a difference is worth: intervals and paired tests. Differences are of accuracies, from 0 to 1."""
+"""Intervals and tests of differences. Differences are of accuracies, from 0 to 1."""
 
 import bisect
 import math
@@ -12,6 +12,7 @@ from scipy import stats
 from statsmodels.stats.power import TTestPower
 
 CONFIDENCE = 0.95
+SIGNIFICANT = 0.05  # a p-value below it
 POWER = 0.8  # of an experiment with `seeds_needed` seeds
 FEWEST_SEEDS = 3  # below it a spread over seeds is not known well enough to decide by
 MOST_SEEDS = 1000  # a difference that needs more is of no use to anybody
@@ -21,7 +22,7 @@ Method = Literal["paired t over seeds", "Welch's t over seeds", "exact McNemar",
 
 @dataclass(frozen=True)
 class Interval:
-    """From `low` to `high`, with CONFIDENCE."""
+    """An interval from `low` to `high`, with CONFIDENCE."""
 
     low: float
     high: float
@@ -32,28 +33,28 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """A first less a second: how much, how sure, and by what it was judged."""
+    """A first accuracy less a second: its size, its interval, and the method of the judgement."""
 
     method: Method
     num_seeds: int
     value: float
     interval: Interval
     p_value: float
-    seeds_needed: int | None  # to see it with POWER; None where there is nothing to see, or not with MOST_SEEDS
+    seeds_needed: int | None  # to see the difference with POWER; None where it is 0 or MOST_SEEDS are not enough
 
     @property
     def is_real(self) -> bool:
-        return self.p_value < 1 - CONFIDENCE
+        return self.p_value < SIGNIFICANT
 
 
 def wilson(num_correct: int, num_examples: int) -> Interval:
-    """The score interval of a proportion (Wilson 1927, "Probable Inference", equation 8), by scipy."""
+    """Return the score interval of a proportion (Wilson 1927, "Probable Inference", equation 8), by scipy."""
     found = stats.binomtest(num_correct, num_examples).proportion_ci(CONFIDENCE, method="wilson")
     return Interval(float(found.low), float(found.high))
 
 
 def t_interval(values: Sequence[float]) -> Interval:
-    """Student's interval of a mean (Student 1908); a single value has an infinite one."""
+    """Return Student's interval of a mean (Student 1908); infinite for a single value."""
     if len(values) < 2:
         return Interval(-math.inf, math.inf)
     if np.ptp(values) == 0:
@@ -63,7 +64,10 @@ def t_interval(values: Sequence[float]) -> Interval:
 
 
 def paired_over_seeds(first: Sequence[float], second: Sequence[float]) -> Difference:
-    """By the paired t test (Student 1908). first, second: accuracies on the same two or more seeds, in that order."""
+    """Judge by the paired t test (Student 1908).
+
+    first, second: accuracies on the same two or more seeds, in the same order.
+    """
     differences = np.subtract(first, second)
     mean, spread = float(differences.mean()), float(differences.std(ddof=1))
     p_value = float(mean == 0) if spread == 0 else float(stats.ttest_1samp(differences, 0.0).pvalue)
@@ -72,7 +76,7 @@ def paired_over_seeds(first: Sequence[float], second: Sequence[float]) -> Differ
 
 
 def unpaired_over_seeds(first: Sequence[float], second: Sequence[float]) -> Difference:
-    """By Welch's t test (Welch 1947). first, second: accuracies on two or more seeds each."""
+    """Judge by Welch's t test (Welch 1947). first, second: accuracies on two or more seeds each."""
     value = float(np.mean(first) - np.mean(second))
     fewest = min(len(first), len(second))
     if np.ptp(first) == 0 and np.ptp(second) == 0:
@@ -93,11 +97,10 @@ def unpaired_over_seeds(first: Sequence[float], second: Sequence[float]) -> Diff
 
 
 def mcnemar(first_is_right: npt.NDArray[np.bool_], second_is_right: npt.NDArray[np.bool_]) -> Difference:
-    """Two networks on the same examples, by the exact test (McNemar 1947; the binomial one on the examples that only
-    one gets right). It speaks of these two networks, not of how they were made.
+    """Judge two networks on the same examples by the exact test (McNemar 1947), not the configurations behind them.
 
-    first_is_right, second_is_right: (N,). The interval is Clopper and Pearson's (1934) of that binomial, given how many
-    examples only one gets right.
+    first_is_right, second_is_right: (N,). The test is the binomial one on the examples that only one network gets
+    right. The interval is Clopper and Pearson's (1934) of that binomial, given the number of those examples.
     """
     only_first = int((first_is_right & ~second_is_right).sum())
     only_second = int((~first_is_right & second_is_right).sum())
@@ -108,7 +111,7 @@ def mcnemar(first_is_right: npt.NDArray[np.bool_], second_is_right: npt.NDArray[
     test = stats.binomtest(only_first, discordant)
     share = test.proportion_ci(CONFIDENCE, method="exact")
     low, high = ((2 * end - 1) * discordant / num_examples for end in (share.low, share.high))
-    # What two networks of one recipe would differ by, were each of these examples a coin's throw.
+    # Two networks of one configuration would differ by this, were each of these examples a coin's throw.
     spread = math.sqrt(discordant) / num_examples
     return Difference(
         "exact McNemar", 1, value, Interval(float(low), float(high)), float(test.pvalue), seeds_needed(value, spread)
@@ -116,8 +119,9 @@ def mcnemar(first_is_right: npt.NDArray[np.bool_], second_is_right: npt.NDArray[
 
 
 def of_proportions(first: tuple[int, int], second: tuple[int, int]) -> Difference:
-    """Two networks on different examples, each (right, of): Newcombe's interval (1998, method 10) and the score test,
-    by statsmodels.
+    """Judge two networks on different examples by the score test, by statsmodels.
+
+    first, second: (right, of). The interval is Newcombe's (1998, method 10).
     """
     from statsmodels.stats.proportion import confint_proportions_2indep, test_proportions_2indep
 
@@ -128,8 +132,9 @@ def of_proportions(first: tuple[int, int], second: tuple[int, int]) -> Differenc
 
 
 def seeds_needed(difference: float, spread: float) -> int | None:
-    """With how many seeds a paired t test sees `difference` with POWER, were it real. By statsmodels (noncentral t).
+    """Return how many seeds a paired t test needs to see `difference` with POWER, by statsmodels (noncentral t).
 
+    None for a difference of 0, and where MOST_SEEDS are not enough.
     spread: the standard deviation over seeds of the paired difference.
     """
     if difference == 0:

@@ -5,20 +5,25 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from mnist_ray.training.distributed import summed_over_ranks
 
-class Adam:
-    """Kingma and Ba 2015, "Adam: A Method for Stochastic Optimization", algorithm 1, with its default constants.
+
+class FlatAdam:
+    """An `Optimizer` (mnist_ray.training.optimizer) of one vector.
+
+    Kingma and Ba 2015, "Adam: A Method for Stochastic Optimization", algorithm 1, with its default constants.
 
     The parameters become views of one vector and their gradients of another, so a step is ten operations whatever the
     number of layers, and workers add their gradients up in one exchange, in an order that nothing changes.
-    torch.optim.Adam imports its compiler when it is first used: 2.6 s of CPU in every process that trains.
+    torch.optim.Adam imports torch's compiler when it is first used: 1.1 to 2.6 s of CPU in every process that trains
+    (docs/decisions/0006-one-vector.md).
     """
 
     BETAS = (0.9, 0.999)
     EPSILON = 1e-8
 
     def __init__(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> None:
-        """Call it when the parameters are where they are to stay: device, dtype, memory layout."""
+        """parameters: on their final device, of their final dtype and memory layout."""
         self.learning_rate = learning_rate
         self.num_steps = 0
         parameters = list(parameters)
@@ -33,9 +38,9 @@ class Adam:
     def zero_grad(self) -> None:
         self.gradient.zero_()
 
-    def step(self) -> None:
-        self.advance()
-        self.apply()
+    def sum_gradients(self) -> None:
+        """Add the gradients over all ranks. Raises RankLostError."""
+        summed_over_ranks(self.gradient)
 
     def advance(self) -> None:
         """Go on to the next step's number and its rates."""
@@ -46,19 +51,15 @@ class Adam:
 
     @torch.no_grad()
     def apply(self) -> None:
-        """Move the parameters by that step; only operations on the device."""
+        """Move the parameters by the step that `advance` went on to; only operations on the device."""
         decay, square_decay = self.BETAS
         self.mean.lerp_(self.gradient, 1 - decay)
         self.mean_square.mul_(square_decay).addcmul_(self.gradient, self.gradient, value=1 - square_decay)
         root = (self.mean_square / self._square_correction).sqrt_().add_(self.EPSILON)
         self._values.sub_((self.mean / root).mul_(self._step_size))
 
-    def tensors(self) -> list[Tensor]:
-        """All that a step changes, the parameters among it."""
-        return [self._values, self.gradient, self.mean, self.mean_square]
-
     def state_dict(self) -> dict[str, Tensor]:
-        """mean and mean_square: (P,) for P parameters; num_steps: () int64."""
+        """Return mean and mean_square: (P,), in the order of the parameters in memory, and num_steps: () int64."""
         return {"mean": self.mean, "mean_square": self.mean_square, "num_steps": torch.tensor(self.num_steps)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""A client of a real head: commands in processes of their own, and a line to the head that can be cut."""
+"""A client of a real head: commands in processes of their own, and a connection to the head that can be cut."""
 
 import contextlib
 import os
@@ -22,7 +22,7 @@ SECRETS = {
 
 
 def client_environment(head: Head, **changes: str) -> dict[str, str]:
-    """With the head's token and some secrets that are nobody's business there."""
+    """Return an environment with the head's token and with secrets that must not reach the cluster."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     own = {"HOME": str(head.folder / "client"), "RAY_ADDRESS": head.dashboard, "PYTHONPATH": str(REPOSITORY)}
     return {**kept, **SECRETS, **own, **head.environment, **changes}
@@ -30,34 +30,34 @@ def client_environment(head: Head, **changes: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Command:
-    """One that runs."""
+    """A command that runs, with the files of its output."""
 
     process: "subprocess.Popen[bytes]"
     output: Path
     errors: Path
 
     @property
-    def said(self) -> str:
+    def stdout(self) -> str:
         return self.output.read_text()
 
     @property
-    def noted(self) -> str:
+    def stderr(self) -> str:
         return self.errors.read_text()
 
     def wait_for(self, text: str) -> None:
         for _ in range(600):
-            if text in self.said:
+            if text in self.stdout:
                 return
-            assert self.process.poll() is None, self.said + self.noted
+            assert self.process.poll() is None, self.stdout + self.stderr
             time.sleep(0.2)
-        raise AssertionError(f"{text!r} did not come: {self.said}{self.noted}")
+        raise AssertionError(f"{text!r} was not printed: {self.stdout}{self.stderr}")
 
     def end(self) -> int:
         return self.process.wait(timeout=300)
 
 
 def begin(folder: Path, head: Head, *arguments: str | Path, **changes: str) -> Command:
-    """`mnist-ray`, from a folder that has nothing to do with the repository."""
+    """Start `mnist-ray` in a folder outside the repository."""
     number = len(list(folder.glob("*.output")))
     output, errors = folder / f"{number}.output", folder / f"{number}.errors"
     command = [sys.executable, "-m", "mnist_ray.cli", *map(str, arguments)]
@@ -74,12 +74,12 @@ def run(folder: Path, head: Head, *arguments: str | Path, **changes: str) -> Com
     return command
 
 
-class Line:
-    """What a client takes for the head, until it is cut."""
+class Relay:
+    """An address that relays to the head's dashboard until it is cut."""
 
     def __init__(self, dashboard: str) -> None:
         parts = urlsplit(dashboard)
-        self._there = (parts.hostname or "", parts.port or 0)
+        self._target = (parts.hostname or "", parts.port or 0)
         (self._port,) = free_ports(1)
         self._sockets: list[socket.socket] = []
         self.address = f"http://127.0.0.1:{self._port}"
@@ -101,13 +101,13 @@ class Line:
         with contextlib.suppress(OSError):  # cut
             while True:
                 near, _ = listener.accept()
-                far = socket.create_connection(self._there)
+                far = socket.create_connection(self._target)
                 self._sockets += [near, far]
                 for ends in ((near, far), (far, near)):
-                    threading.Thread(target=_carry, args=ends, daemon=True).start()
+                    threading.Thread(target=_copy, args=ends, daemon=True).start()
 
 
-def _carry(source: socket.socket, target: socket.socket) -> None:
+def _copy(source: socket.socket, target: socket.socket) -> None:
     with contextlib.suppress(OSError):
         while content := source.recv(65536):
             target.sendall(content)

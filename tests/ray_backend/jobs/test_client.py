@@ -1,6 +1,7 @@
-"""What answers at an address is told apart in one line; a job is followed whatever its connection and its log do."""
+"""Connecting to a job server, checking its cluster, the upload, and following a job through faults."""
 
 import json
+import logging
 import platform
 import socket
 import threading
@@ -12,23 +13,18 @@ from typing import Any
 import pytest
 import ray
 from ray._private.runtime_env.packaging import get_uri_for_directory
+from ray.job_submission import JobSubmissionClient
 
-from mnist_ray.cli.cluster_commands import _outcome
+from mnist_ray.cli.cluster_commands import exit_code_of
 from mnist_ray.cli.main import main
 from mnist_ray.errors import InterruptedRunError, SpecError, TrainingFailedError
 from mnist_ray.pipeline.provenance import PACKAGE
 from mnist_ray.ray_backend.cluster import shown
-from mnist_ray.ray_backend.jobs import client as remote
-from mnist_ray.ray_backend.jobs.client import connect, known_capacity
-from mnist_ray.ray_backend.jobs.submit import (
-    Job,
-    LogReader,
-    Patience,
-    check_upload,
-    follow,
-    storage_on_cluster,
-    write_upload,
-)
+from mnist_ray.ray_backend.jobs import client
+from mnist_ray.ray_backend.jobs.client import connect, fixed_capacity
+from mnist_ray.ray_backend.jobs.follow import LogReader, Reconnection, follow
+from mnist_ray.ray_backend.jobs.job import Job
+from mnist_ray.ray_backend.jobs.submit import check_upload, storage_on_cluster, write_upload
 from tests.ray_head import REPOSITORY, free_ports
 
 QUICKSTART = REPOSITORY / "jobs" / "quickstart.yaml"
@@ -36,7 +32,7 @@ NODE = "e61bcfe1"
 
 
 class Dashboard:
-    """As much of a head's as is asked for, changed at will."""
+    """A dashboard with the answers that a test sets."""
 
     def __init__(self, server: ThreadingHTTPServer) -> None:
         self.address = f"http://127.0.0.1:{server.server_port}"
@@ -59,7 +55,7 @@ class Dashboard:
 
 @pytest.fixture
 def without_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray keeps the first token it finds for the whole process, and other tests need theirs."""
+    """Send no token: Ray keeps the first token that it finds for the whole process, and other tests need theirs."""
     monkeypatch.setattr("ray.dashboard.modules.dashboard_sdk.get_auth_headers_if_auth_enabled", lambda _: {})
 
 
@@ -67,7 +63,7 @@ def without_token(monkeypatch: pytest.MonkeyPatch) -> None:
 def dashboard(without_token: None) -> Iterator[Dashboard]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            answer = there.answers.get(self.path.partition("?")[0])
+            answer = made.answers.get(self.path.partition("?")[0])
             content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
             self.send_response(404 if answer is None else 200)
             self.end_headers()
@@ -77,29 +73,29 @@ def dashboard(without_token: None) -> Iterator[Dashboard]:
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        there = Dashboard(server)
+        made = Dashboard(server)
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield there
+        yield made
         server.shutdown()
 
 
-def refused(address: str) -> str:
+def connection_error(address: str) -> str:
     with pytest.raises(SpecError) as caught:
         connect(address)
     return str(caught.value)
 
 
-# --- what answers --------------------------------------------------------------------------------------------------
+# --- connecting -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "address", ["HEAD:6379", "ray://HEAD:10001", "http://", "http://HEAD:port", "auto", "file:///x"]
 )
-def test_what_is_no_address_of_a_dashboard_is_named(address: str) -> None:
-    assert refused(address).startswith(f"--address {shown(address)}: is not the http address of a head's")
+def test_wrong_address_is_named(address: str) -> None:
+    assert connection_error(address).startswith(f"--address {shown(address)}: is not the http address of a head's")
 
 
-def test_without_an_address_that_of_the_environment_counts_and_only_then(
+def test_environment_is_the_default_address(
     dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", dashboard.address)
@@ -112,71 +108,80 @@ def test_without_an_address_that_of_the_environment_counts_and_only_then(
     assert "--address is missing" in capsys.readouterr().err
 
 
-def test_nobody_and_somebody_else_are_told_apart(dashboard: Dashboard) -> None:
+def test_other_servers_are_refused(dashboard: Dashboard) -> None:
     (port,) = free_ports(1)
-    assert "nothing answers there (Connection refused)" in refused(f"http://127.0.0.1:{port}")
-    assert "nothing answers there (Name or service not known" in refused("http://nobody.invalid:8265")
+    assert "nothing answers there (Connection refused)" in connection_error(f"http://127.0.0.1:{port}")
+    assert "nothing answers there (Name or service not known" in connection_error("http://nobody.invalid:8265")
     for answer in (None, b"<html>", ["another"], {"version": "4"}):
         dashboard.answers["/api/version"] = answer
-        assert "what listens there is no Ray dashboard" in refused(dashboard.address)
+        assert "the server there is no Ray dashboard" in connection_error(dashboard.address)
 
 
-def test_what_speaks_no_http_is_no_dashboard_and_what_is_silent_is_not_waited_for(
-    dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(remote, "ANSWER_S", 0.5)
+def test_silent_server_times_out(dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "ANSWER_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        assert "no answer within 0.5 s" in refused(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        assert "no answer within 0.5 s" in connection_error(f"http://127.0.0.1:{silent.getsockname()[1]}")
     with socket.create_server(("127.0.0.1", 0)) as rude:
         threading.Thread(target=lambda: rude.accept()[0].close(), daemon=True).start()
-        assert "what listens there is no Ray dashboard" in refused(f"http://127.0.0.1:{rude.getsockname()[1]}")
+        assert "the server there is no Ray dashboard" in connection_error(f"http://127.0.0.1:{rude.getsockname()[1]}")
 
 
 @pytest.mark.usefixtures("without_token")
-def test_a_password_in_the_address_is_not_shown() -> None:
+def test_password_is_not_shown() -> None:
     (port,) = free_ports(1)
-    message = refused(f"http://someone:secret@127.0.0.1:{port}")
+    message = connection_error(f"http://someone:secret@127.0.0.1:{port}")
     assert message.startswith(f"--address http://127.0.0.1:{port}: nothing answers")
     assert "secret" not in message
 
 
-# --- what the cluster is -------------------------------------------------------------------------------------------
+def test_ray_has_the_overridden_methods() -> None:
+    """Ray would silently ignore an override of a method that it has no more."""
+    for name in ("_check_connection_and_version", "_do_request", "_raise_error"):
+        assert callable(getattr(JobSubmissionClient, name)), name
+
+
+# --- the cluster -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("path", "answer", "said"),
+    ("path", "answer", "message"),
     [
         ("/api/version", {"ray_version": "2.59.1"}, f"the cluster has Ray 2.59.1 (here {ray.__version__}): install"),
         ("/api/v0/cluster_metadata", {"data": {"pythonVersion": "3.9.1"}}, "the cluster has Python 3.9 (here 3."),
         ("/api/v0/nodes", {"data": {"result": {"result": []}}}, "the cluster has no CPUs for work"),
     ],
 )
-def test_a_cluster_that_cannot_run_the_job_is_refused(
-    dashboard: Dashboard, path: str, answer: Any, said: str, capsys: pytest.CaptureFixture[str]
+def test_unfit_cluster_is_refused(
+    dashboard: Dashboard, path: str, answer: Any, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dashboard.answers[path] = answer
     assert main(["submit", str(QUICKSTART), "--address", dashboard.address]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-def test_the_spec_is_checked_before_the_cluster_is_asked(capsys: pytest.CaptureFixture[str]) -> None:
+def test_local_submit_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["submit", str(QUICKSTART), "--local"]) == 2
+    assert "mnist-ray run --local" in capsys.readouterr().err
+
+
+def test_spec_is_checked_first(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["submit", str(QUICKSTART), "--set", "search.num_trials=0", "--address", "http://127.0.0.1:1"]) == 2
     assert "search.num_trials" in capsys.readouterr().err
 
 
-def test_only_nodes_that_nobody_adds_to_are_counted(dashboard: Dashboard) -> None:
-    capacity = known_capacity(connect(dashboard.address))
+def test_autoscaled_cluster_has_no_capacity(dashboard: Dashboard) -> None:
+    capacity = fixed_capacity(connect(dashboard.address))
     assert capacity is not None
     assert (capacity.cpus, capacity.gpus) == (2, 0)  # of the living one
     for status in (Dashboard.status({NODE: "worker"}), {"data": {"clusterStatus": None}}, None):
         dashboard.answers["/api/cluster_status"] = status
-        assert known_capacity(connect(dashboard.address)) is None
+        assert fixed_capacity(connect(dashboard.address)) is None
 
 
-# --- what is sent --------------------------------------------------------------------------------------------------
+# --- the upload ---------------------------------------------------------------------------------------------------
 
 
-def test_the_upload_is_the_package_and_one_file_and_the_same_each_time(tmp_path: Path) -> None:
+def test_upload_holds_the_package(tmp_path: Path) -> None:
     uris = set()
     for folder in (tmp_path / "one", tmp_path / "two"):
         folder.mkdir()
@@ -196,11 +201,11 @@ def test_the_upload_is_the_package_and_one_file_and_the_same_each_time(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("storage", "there"),
+    ("storage", "expected"),
     [("results", "~/mnist_ray/results"), ("/mnt/runs", "/mnt/runs"), ("~/runs", "~/runs"), ("s3://a/b", "s3://a/b")],
 )
-def test_a_relative_storage_lies_below_the_home_folder_there(storage: str, there: str) -> None:
-    assert storage_on_cluster(storage) == there
+def test_relative_storage_lies_below_home(storage: str, expected: str) -> None:
+    assert storage_on_cluster(storage) == expected
 
 
 # --- following -----------------------------------------------------------------------------------------------------
@@ -214,9 +219,9 @@ def details(**facts: Any) -> dict[str, Any]:
 HEAD_OF_LOG = "2026 INFO -- Runtime env is setting up.\nRunning entrypoint for job mnist-ray-x: python\n"
 
 
-def test_lines_are_passed_on_once_and_whole() -> None:
-    said: list[str] = []
-    reader = LogReader(said.append)
+def test_lines_are_written_once() -> None:
+    written: list[str] = []
+    reader = LogReader(written.append)
     for log in (
         "2026 INFO",
         HEAD_OF_LOG,
@@ -224,18 +229,18 @@ def test_lines_are_passed_on_once_and_whole() -> None:
         f"{HEAD_OF_LOG}one\ntw",
         f"{HEAD_OF_LOG}one\ntwo\nth",
     ):
-        reader.take(log, is_whole=False)
-    assert said == ["one\n", "two\n"]
-    reader.take(f"{HEAD_OF_LOG}one\ntwo\nthree", is_whole=True)
-    assert said[2:] == ["three"]
+        reader.update(log, is_whole=False)
+    assert written == ["one\n", "two\n"]
+    reader.update(f"{HEAD_OF_LOG}one\ntwo\nthree", is_whole=True)
+    assert written[2:] == ["three"]
 
 
-def test_a_log_that_cannot_be_read_is_no_end_and_a_job_that_is_gone_is_one(
-    dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch
+def test_missing_job_ends_following(
+    dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The log is missing first, as where its node is busy; then the cluster has been started anew."""
-    said: list[str] = []
-    notes: list[str] = []
+    """The log is missing first, as on a busy node, which is no end; then the cluster was started anew."""
+    caplog.set_level(logging.INFO)
+    written: list[str] = []
     changes: Iterator[dict[str, Any]] = iter(
         [
             {"/api/jobs/mnist-ray-x/logs": {"logs": f"{HEAD_OF_LOG}one\n"}},
@@ -245,20 +250,21 @@ def test_a_log_that_cannot_be_read_is_no_end_and_a_job_that_is_gone_is_one(
     monkeypatch.setattr("time.sleep", lambda _: dashboard.answers.update(next(changes)))
     dashboard.answers["/api/jobs/mnist-ray-x"] = details()
     with pytest.raises(InterruptedRunError, match="the cluster was started anew: the same submit goes on"):
-        follow(connect(dashboard.address), "mnist-ray-x", said.append, notes.append)
-    assert said == ["one\n"]
-    assert len(notes) == 2 and "404" in notes[0] and "connected again" in notes[1]
+        follow(connect(dashboard.address), "mnist-ray-x", written.append)
+    assert written == ["one\n"]
+    lost, found = caplog.messages
+    assert "404" in lost and "connected again" in found
 
 
-def test_a_log_that_is_gone_with_its_node_does_not_hide_the_end(dashboard: Dashboard) -> None:
+def test_end_shows_without_a_log(dashboard: Dashboard) -> None:
     dashboard.answers["/api/jobs/mnist-ray-x"] = details(status="FAILED", end_time=2000, message="node\n died")
-    job = follow(connect(dashboard.address), "mnist-ray-x", print, print)
+    job = follow(connect(dashboard.address), "mnist-ray-x", print)
     assert (job.state, job.message, job.since_s) == ("failed", "node died", 2.0)
 
 
-def test_a_lost_connection_is_told_once_waited_for_longer_each_time_and_given_up(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_lost_connection_is_retried(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """One message, pauses that grow, and an end after an hour."""
+    caplog.set_level(logging.INFO)
     clock = [0.0]
     pauses: list[float] = []
 
@@ -268,12 +274,11 @@ def test_a_lost_connection_is_told_once_waited_for_longer_each_time_and_given_up
 
     monkeypatch.setattr("time.sleep", sleep)
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
-    notes: list[str] = []
-    patience = Patience("mnist-ray-x", notes.append)
+    reconnection = Reconnection("mnist-ray-x")
 
     def lose_for_ever() -> None:
         while True:
-            patience.lost(SpecError("no answer"))
+            reconnection.pause(SpecError("no answer"))
 
     with pytest.raises(
         InterruptedRunError, match="no answer for 60 minutes: the same command follows mnist-ray-x again"
@@ -281,7 +286,8 @@ def test_a_lost_connection_is_told_once_waited_for_longer_each_time_and_given_up
         lose_for_ever()
     assert pauses[:7] == [1, 2, 4, 8, 16, 30, 30]
     assert 3600 <= clock[0] < 3700
-    assert len(notes) == 1 and "mnist-ray-x goes on, and is asked for again for 60 minutes" in notes[0]
+    (message,) = caplog.messages
+    assert message == "no answer; mnist-ray-x goes on; retrying for 60 minutes"
 
 
 @pytest.mark.parametrize(
@@ -289,16 +295,18 @@ def test_a_lost_connection_is_told_once_waited_for_longer_each_time_and_given_up
     [("succeeded", 0, 0), ("failed", 2, 2), ("failed", 3, 3), ("failed", 7, 7), ("stopped", None, InterruptedRunError)]
     + [("failed", code, TrainingFailedError) for code in (None, 1, 127, -9)],
 )
-def test_the_outcome_of_a_job_is_that_of_the_command(state: str, exit_code: int | None, expected: Any) -> None:
-    job = Job("mnist-ray-x", "x", 1, state, 0.0, exit_code, "its node died", {})
+def test_command_exits_as_the_job(state: str, exit_code: int | None, expected: Any) -> None:
+    job = Job(
+        id="mnist-ray-x", run="x", number=1, state=state, since_s=0.0, exit_code=exit_code, message="its node died"
+    )
     if isinstance(expected, int):
-        assert _outcome(job) == expected
+        assert exit_code_of(job) == expected
     else:
         with pytest.raises(expected, match="its node died" if state == "failed" else "was stopped"):
-            _outcome(job)
+            exit_code_of(job)
 
 
-def test_who_stops_watching_learns_that_the_job_goes_on(
+def test_interrupted_follow_leaves_the_job(
     dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupt(_: float) -> None:
@@ -309,5 +317,5 @@ def test_who_stops_watching_learns_that_the_job_goes_on(
     dashboard.answers["/api/jobs/mnist-ray-x"] = details()
     dashboard.answers["/api/jobs/mnist-ray-x/logs"] = {"logs": HEAD_OF_LOG}
     assert main(["logs", "x", "--follow", "--address", dashboard.address]) == 5
-    said = capsys.readouterr().err
-    assert "mnist-ray-x goes on: 'mnist-ray logs x --follow' follows it again, 'mnist-ray stop x' ends it" in said
+    message = capsys.readouterr().err
+    assert "mnist-ray-x goes on: 'mnist-ray logs x --follow' follows it again, 'mnist-ray stop x' ends it" in message

@@ -1,4 +1,4 @@
-"""A fetched run takes its place whole or not at all, and only that of an earlier copy of itself."""
+"""Fetching puts a run in place whole or not at all, and replaces nothing but an earlier copy of the run."""
 
 import shutil
 from pathlib import Path
@@ -7,22 +7,27 @@ import pytest
 
 from mnist_ray.cli.main import main
 from mnist_ray.errors import CorruptFileError
-from mnist_ray.ray_backend.jobs.fetch import fetched
-from mnist_ray.record.archive import packed
+from mnist_ray.ray_backend.jobs.fetch import unpacked_run
+from mnist_ray.record.archive import pack
+from mnist_ray.record.event_log import EventLog, Numbered
+from mnist_ray.record.events import ConfigurationSelected
 from mnist_ray.record.rundir import RunDir
+from mnist_ray.storage.files import read_sealed_json
+from tests.record.examples import log_files
 from tests.report.made_up import made_up_spec, make_up
 
 
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With a whole run, the same while it searched, and another."""
+    """A folder with a whole run, the same run while it searched, and another run."""
     storage = tmp_path_factory.mktemp("runs")
     whole = make_up(made_up_spec(storage, search={"num_trials": 5}))
     make_up(made_up_spec(storage, name="other", search={"num_trials": 5}))
     early = storage / "early" / "made-up" / "record"
     early.mkdir(parents=True)
-    for path in sorted(whole.record.glob("*.json"))[:12]:
-        (early / path.name).write_bytes(path.read_bytes())
+    for path in log_files(whole):
+        if read_sealed_json(path)["last"] < whole.state.number_of(ConfigurationSelected):
+            (early / path.name).write_bytes(path.read_bytes())
     return storage
 
 
@@ -30,39 +35,41 @@ def fetch(storage: Path, to: Path, name: str = "made-up") -> int:
     return main(["fetch", name, "--storage", str(storage), "--to", str(to)])
 
 
-def interrupted_fetch(text: str, destination: Path) -> None:
-    with fetched(text, destination):
+def interrupted_fetch(record: str, destination: Path) -> None:
+    with unpacked_run(record, destination):
         raise KeyboardInterrupt
+
+
+def events_of(folder: Path) -> list[Numbered]:
+    return EventLog(folder / "record").read_new()
 
 
 def everything(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_an_unfinished_run_is_fetched_as_it_is_and_replaced_by_what_came_of_it(
-    storage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_later_copy_replaces_an_earlier_one(storage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert fetch(storage / "early", tmp_path) == 0
-    assert "made-up is not finished: this is as far as it has come" in capsys.readouterr().out
-    assert RunDir(tmp_path / "made-up").num_events == 12
+    assert "made-up is not finished: this is the state so far" in capsys.readouterr().out
+    assert events_of(tmp_path / "made-up") == events_of(storage / "early" / "made-up")
     assert fetch(storage, tmp_path) == 0
     assert "is not finished" not in capsys.readouterr().out
-    assert RunDir(tmp_path / "made-up").events() == RunDir(storage / "made-up").events()
+    assert events_of(tmp_path / "made-up") == events_of(storage / "made-up")
     assert (tmp_path / "made-up" / "model" / "model.safetensors").is_file()
     assert [path.name for path in tmp_path.iterdir()] == ["made-up"]
 
 
 @pytest.mark.parametrize(
-    ("there", "said"),
+    ("there", "message"),
     [
-        ("other", "holds something else than an earlier copy"),
-        ("made-up", "holds something else than an earlier copy"),  # a later one
+        ("other", "is something else than an earlier copy"),
+        ("made-up", "is something else than an earlier copy"),  # a later one
         ("own", "is no copy: a process worked on the run there"),
-        ("notes", "holds something else than an earlier copy"),
+        ("notes", "is something else than an earlier copy"),
     ],
 )
-def test_whatever_else_lies_there_stays(
-    storage: Path, tmp_path: Path, there: str, said: str, capsys: pytest.CaptureFixture[str]
+def test_other_folders_are_not_replaced(
+    storage: Path, tmp_path: Path, there: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     destination = tmp_path / "made-up"
     destination.mkdir()
@@ -74,33 +81,31 @@ def test_whatever_else_lies_there_stays(
         (destination / "leases").mkdir()
     before = everything(tmp_path)
     assert fetch(storage / "early", tmp_path) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert everything(tmp_path) == before
     assert [path.name for path in tmp_path.iterdir()] == ["made-up"]
 
 
-@pytest.mark.parametrize("fault", ["cut", "an event changed", "a model gone", "interrupted"])
-def test_what_arrives_torn_leaves_everything_as_it_was(storage: Path, tmp_path: Path, fault: str) -> None:
+@pytest.mark.parametrize("fault", ["cut", "a file changed", "a model gone", "interrupted"])
+def test_torn_record_changes_nothing(storage: Path, tmp_path: Path, fault: str) -> None:
     assert fetch(storage / "early", tmp_path / "here") == 0
     before = everything(tmp_path / "here")
     source = tmp_path / "made-up"
     shutil.copytree(storage / "made-up", source)
-    if fault == "an event changed":
-        event = source / "record" / "000020.json"
-        event.write_bytes(event.read_bytes().replace(b"0.", b"1.", 1))
+    if fault == "a file changed":
+        file = log_files(RunDir(source))[-1]
+        file.write_bytes(file.read_bytes().replace(b"0.", b"1.", 1))
     if fault == "a model gone":
         next((source / "record" / "blobs").iterdir()).unlink()
-    text = packed(source)
+    record = pack(source)
     destination = tmp_path / "here" / "made-up"
     with pytest.raises(KeyboardInterrupt if fault == "interrupted" else CorruptFileError):
-        interrupted_fetch(text[:-99] if fault == "cut" else text, destination)
+        interrupted_fetch(record[:-99] if fault == "cut" else record, destination)
     assert everything(tmp_path / "here") == before
     assert not list((tmp_path / "here").glob(".*"))
 
 
-def test_a_folder_that_cannot_be_put_in_place_leaves_the_earlier_copy(
-    storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_rename_keeps_the_earlier_copy(storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert fetch(storage / "early", tmp_path) == 0
     before = everything(tmp_path)
     rename = Path.rename
@@ -116,14 +121,12 @@ def test_a_folder_that_cannot_be_put_in_place_leaves_the_earlier_copy(
 
 
 @pytest.mark.parametrize("name", ["../made-up", ".", "a/b", ""])
-def test_a_name_that_leads_elsewhere_is_refused(storage: Path, tmp_path: Path, name: str) -> None:
+def test_path_as_name_is_refused(storage: Path, tmp_path: Path, name: str) -> None:
     assert fetch(storage, tmp_path / "to", name) == 2
     assert not (tmp_path / "to").exists()
 
 
-def test_a_run_that_has_not_begun_is_not_fetched(
-    storage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_run_without_a_start_is_refused(storage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     begun = tmp_path / "there" / "made-up" / "record"
     begun.mkdir(parents=True)
     first = storage / "made-up" / "record" / "000001.json"

@@ -16,7 +16,7 @@ import yaml
 
 from mnist_ray.ray_backend.jobs.submit import JOB_ENVIRONMENT
 from mnist_ray.record.rundir import RunDir
-from tests.ray_backend.jobs.remote_client import CANARY, Command, Line, begin, client_environment, run
+from tests.ray_backend.jobs.remote_client import CANARY, Command, Relay, begin, client_environment, run
 from tests.ray_head import BIN, REPOSITORY, Head, free_ports
 
 QUICKSTART = REPOSITORY / "jobs" / "quickstart.yaml"
@@ -30,13 +30,13 @@ CUT_S = 4.0
 
 @dataclass(frozen=True)
 class Submitted:
-    """A run that was submitted by two at once, stopped while it searched, and submitted over a line with a cut."""
+    """A run submitted by two clients at once, stopped while it searched, and submitted over a connection with a cut."""
 
     first: list[Command]
     meanwhile: dict[str, Command]
     stopped: Command
     second: Command
-    run: Path  # where it lies with the cluster
+    run: Path  # its folder with the cluster
     folder: Path  # of the commands
 
 
@@ -53,68 +53,68 @@ def submitted(head: Head, tmp_path_factory: pytest.TempPathFactory) -> Submitted
     stopped = run(folder, head, "stop", "small")
     for each in first:
         each.end()
-    line = Line(head.dashboard)
-    second = begin(folder, head, "submit", QUICKSTART, *SMALL, "--address", line.address)
+    relay = Relay(head.dashboard)
+    second = begin(folder, head, "submit", QUICKSTART, *SMALL, "--address", relay.address)
     second.wait_for("retrain: 0 of")
-    line.cut()
+    relay.cut()
     time.sleep(CUT_S)
-    line.restore()
-    assert second.end() == 0, second.said + second.noted
-    line.cut()
+    relay.restore()
+    assert second.end() == 0, second.stdout + second.stderr
+    relay.cut()
     return Submitted(first, meanwhile, stopped, second, head.folder / "mnist_ray" / "results" / "small", folder)
 
 
 @pytest.mark.timeout(600)
-def test_two_who_submit_the_same_at_once_follow_one_job(submitted: Submitted) -> None:
-    notes = sorted(each.noted for each in submitted.first)
-    assert sum("mnist-ray-small is submitted" in note for note in notes) == 1, notes
-    assert sum("already: followed" in note for note in notes) == 1, notes
-    assert submitted.first[0].said == submitted.first[1].said
-    assert submitted.first[0].said.startswith(f"results go to {submitted.run}\n")  # without Ray's own lines
-    assert "mnist-ray-small@2 is submitted" in submitted.second.noted
+def test_two_submits_share_one_job(submitted: Submitted) -> None:
+    messages = sorted(each.stderr for each in submitted.first)
+    assert sum("mnist-ray-small is submitted" in message for message in messages) == 1, messages
+    assert sum("already: followed" in message for message in messages) == 1, messages
+    assert submitted.first[0].stdout == submitted.first[1].stdout
+    assert submitted.first[0].stdout.startswith(f"results go to {submitted.run}\n")  # without Ray's own lines
+    assert "mnist-ray-small@2 is submitted" in submitted.second.stderr
 
 
-def test_a_job_that_is_stopped_ends_in_order_and_with_5(submitted: Submitted) -> None:
+def test_stopped_job_exits_with_5(submitted: Submitted) -> None:
     assert [each.end() for each in submitted.first] == [5, 5]
-    assert all("was stopped: the same 'mnist-ray submit' goes on" in each.noted for each in submitted.first)
+    assert all("was stopped: the same 'mnist-ray submit' goes on" in each.stderr for each in submitted.first)
     assert submitted.stopped.end() == 0
-    assert "mnist-ray-small is stopped" in submitted.stopped.said
-    assert [event["kind"] for event in RunDir(submitted.run).events()].count("owner") == 2
+    assert "mnist-ray-small is stopped" in submitted.stopped.stdout
+    assert len(RunDir(submitted.run).state.sessions) == 2
 
 
-def test_a_run_that_goes_on_with_another_spec_is_refused(submitted: Submitted) -> None:
+def test_other_spec_is_refused(submitted: Submitted) -> None:
     other = submitted.meanwhile["other spec"]
     assert other.end() == 2
-    assert "name small: mnist-ray-small is running with another spec" in other.noted
-    assert "mnist-ray stop small" in other.noted and "--name" in other.noted
+    assert "name small: mnist-ray-small is running with another spec" in other.stderr
+    assert "mnist-ray stop small" in other.stderr and "--name" in other.stderr
 
 
-def test_every_line_comes_once_though_the_connection_was_lost(submitted: Submitted, head: Head) -> None:
-    notes = submitted.second.noted
-    assert notes.count("nothing answers there") == 1, notes
-    assert "goes on, and is asked for again for 60 minutes" in notes
-    assert notes.count("connected again after") == 1
+def test_lost_connection_loses_no_line(submitted: Submitted, head: Head) -> None:
+    messages = submitted.second.stderr
+    assert messages.count("nothing answers there") == 1, messages
+    assert "goes on; retrying for 60 minutes" in messages
+    assert messages.count("connected again after") == 1
     logs = run(submitted.folder, head, "logs", "small")
     assert logs.end() == 0
-    assert submitted.second.said == logs.said
-    assert "retrain: done" in logs.said
+    assert submitted.second.stdout == logs.stdout
+    assert "retrain: done" in logs.stdout
     again = run(submitted.folder, head, "logs", "small", "--follow")
-    assert (again.end(), again.said) == (0, logs.said)
+    assert (again.end(), again.stdout) == (0, logs.stdout)
 
 
-def test_status_lists_the_runs_and_says_of_one_where_it_lies(submitted: Submitted, head: Head) -> None:
-    (line,) = [each for each in submitted.meanwhile["status"].said.splitlines() if each.startswith("small")]
+def test_status_lists_runs(submitted: Submitted, head: Head) -> None:
+    (line,) = [each for each in submitted.meanwhile["status"].stdout.splitlines() if each.startswith("small")]
     assert "running" in line
-    now = run(submitted.folder, head, "status", "small").said
+    now = run(submitted.folder, head, "status", "small").stdout
     assert "mnist-ray-small@2" in now and "succeeded since" in now and "~/mnist_ray/results" in now
     unknown = run(submitted.folder, head, "status", "absent")
     assert unknown.end() == 2
-    assert "no job of a run 'absent' is known there (there: " in unknown.noted and "small" in unknown.noted
+    assert "the cluster has no job of a run 'absent' (there: " in unknown.stderr and "small" in unknown.stderr
 
 
 @pytest.mark.timeout(600)
-def test_a_submitted_run_gets_what_a_local_one_gets(submitted: Submitted, tmp_path: Path) -> None:
-    assert f"everything lies in {submitted.run}" in submitted.second.said  # an absolute place, named in the log
+def test_submitted_run_equals_a_local_one(submitted: Submitted, tmp_path: Path) -> None:
+    assert f"everything lies in {submitted.run}" in submitted.second.stdout  # an absolute path
     temporary = Path(f"/tmp/mrl-{os.getpid()}")
     command: list[str | Path] = [BIN / "python", "-m", "mnist_ray.cli", "run", QUICKSTART, *SMALL]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_A")}
@@ -130,7 +130,7 @@ def test_a_submitted_run_gets_what_a_local_one_gets(submitted: Submitted, tmp_pa
     shutil.rmtree(temporary, ignore_errors=True)
     assert local.returncode == 0, local.stdout + local.stderr
     there, here = (json.loads((path / "result.json").read_text()) for path in (submitted.run, tmp_path / "small"))
-    assert there["choice"] == here["choice"]
+    assert there["selected"] == here["selected"]
     assert there["trials"] == here["trials"]
     assert there["trials"]["pruned"] >= 1
     counts = [{name: score["test_correct"] for name, score in each["tested"].items()} for each in (there, here)]
@@ -138,8 +138,8 @@ def test_a_submitted_run_gets_what_a_local_one_gets(submitted: Submitted, tmp_pa
 
 
 @pytest.mark.timeout(600)
-def test_rays_own_command_shows_the_finished_run(submitted: Submitted, head: Head) -> None:
-    """The README's line."""
+def test_ray_job_submit_runs_the_spec(submitted: Submitted, head: Head) -> None:
+    """The command is the one in the README."""
     command: list[str | Path] = [
         BIN / "ray", "job", "submit", "--working-dir", ".", "--runtime-env", "jobs/runtime-env.yaml", "--",
         "python", "jobs/run.py", "jobs/quickstart.yaml", *SMALL,
@@ -151,49 +151,49 @@ def test_rays_own_command_shows_the_finished_run(submitted: Submitted, head: Hea
     assert f"{submitted.run} is finished: nothing to do" in done.stdout
 
 
-def test_both_ways_to_submit_set_the_same_variables() -> None:
+def test_both_submits_set_the_same_variables() -> None:
     given = yaml.safe_load((REPOSITORY / "jobs" / "runtime-env.yaml").read_text())
     assert given == {"env_vars": JOB_ENVIRONMENT}
 
 
 @pytest.mark.timeout(300)
-def test_a_job_that_fails_gives_its_own_exit_code(head: Head, tmp_path: Path) -> None:
+def test_failed_job_gives_its_exit_code(head: Head, tmp_path: Path) -> None:
     done = run(tmp_path, head, "submit", QUICKSTART, "--name", "unwritable", "--storage", "/proc/nowhere")
-    assert done.end() == 6, done.said + done.noted
-    assert "/proc/nowhere" in done.said and "Traceback" not in done.said
-    assert "mnist-ray-unwritable failed (exit code 6)" in done.noted
-    assert "exit code 6" in run(tmp_path, head, "status").said
+    assert done.end() == 6, done.stdout + done.stderr
+    assert "/proc/nowhere" in done.stdout and "Traceback" not in done.stdout
+    assert "mnist-ray-unwritable failed (exit code 6)" in done.stderr
+    assert "exit code 6" in run(tmp_path, head, "status").stdout
 
 
 @pytest.mark.timeout(300)
-def test_a_mistake_is_refused_before_anything_is_submitted(head: Head, tmp_path: Path) -> None:
+def test_mistake_is_not_submitted(head: Head, tmp_path: Path) -> None:
     done = run(tmp_path, head, "submit", QUICKSTART, "--set", "retrain.workers=9", "--name", "mistake")
-    assert done.end() == 2, done.said + done.noted
-    assert "retrain.workers: 9 workers with 1 CPUs each need 9 CPUs, the cluster has 2" in done.noted
-    assert "mistake" not in run(tmp_path, head, "status").said
+    assert done.end() == 2, done.stdout + done.stderr
+    assert "retrain.workers: 9 workers with 1 CPUs each need 9 CPUs, the cluster has 2" in done.stderr
+    assert "mistake" not in run(tmp_path, head, "status").stdout
 
 
 @pytest.mark.parametrize(
-    ("environment", "said"),
+    ("environment", "fault"),
     [
         ({"RAY_AUTH_TOKEN": "of-another-cluster-0123456789abcdef0123456789abcdef"}, "is not this cluster's"),
         ({"RAY_AUTH_TOKEN_PATH": "/nowhere"}, "is missing"),
         ({"RAY_AUTH_MODE": "disabled"}, "is missing"),
     ],
 )
-def test_a_wrong_token_is_told_from_none(head: Head, tmp_path: Path, environment: dict[str, str], said: str) -> None:
+def test_token_error_names_the_fault(head: Head, tmp_path: Path, environment: dict[str, str], fault: str) -> None:
     done = run(tmp_path, head, "submit", QUICKSTART, "--name", "intruder", **environment)
     assert done.end() == 2
-    assert len(done.noted.splitlines()) == 1
-    assert f"--address {head.dashboard}: the cluster wants a token, and the one here {said}" in done.noted
-    assert "~/.ray/auth_token" in done.noted and "RAY_AUTH_MODE=token" in done.noted
+    assert len(done.stderr.splitlines()) == 1
+    assert f"--address {head.dashboard}: the cluster requires a token, and the one here {fault}" in done.stderr
+    assert "~/.ray/auth_token" in done.stderr and "RAY_AUTH_MODE=token" in done.stderr
 
 
 # --- fetching ------------------------------------------------------------------------------------------------------
 
 
 def content_of(folder: Path) -> dict[str, bytes]:
-    """Everything in it that is not disposable."""
+    """Return the files of a run's folder that are not disposable."""
     disposable = {"leases", "checkpoints", "ray"}
     files = (
         path for path in folder.rglob("*") if path.is_file() and path.relative_to(folder).parts[0] not in disposable
@@ -202,43 +202,41 @@ def content_of(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.timeout(300)
-def test_a_run_is_fetched_through_the_cluster_and_from_its_storage(
-    submitted: Submitted, head: Head, tmp_path: Path
-) -> None:
+def test_both_ways_fetch_the_same(submitted: Submitted, head: Head, tmp_path: Path) -> None:
     fetched = run(tmp_path, head, "fetch", "small")
-    assert fetched.end() == 0, fetched.said + fetched.noted
-    assert f"small is fetched through {head.dashboard}" in fetched.noted
-    assert "verdict:" in fetched.said and f"everything lies in {tmp_path / 'results' / 'small'}" in fetched.said
+    assert fetched.end() == 0, fetched.stdout + fetched.stderr
+    assert f"small is fetched through {head.dashboard}" in fetched.stderr
+    assert "verdict:" in fetched.stdout and f"everything lies in {tmp_path / 'results' / 'small'}" in fetched.stdout
     here = content_of(tmp_path / "results" / "small")
-    assert here == content_of(submitted.run)  # the record, and the views made here from it
+    assert here == content_of(submitted.run)  # the record, and the files exported here from it
     assert {"record/000001.json", "results.csv", "report.html", "model/model.safetensors"} <= set(here)
     assert not list((tmp_path / "results").glob(".*"))
     storage = ("--storage", submitted.run.parent)
     again = run(tmp_path, head, "fetch", "small", *storage, RAY_ADDRESS="")  # over the earlier copy, without a cluster
-    assert again.end() == 0, again.noted
+    assert again.end() == 0, again.stderr
     assert content_of(tmp_path / "results" / "small") == here
-    assert "fetch" not in run(tmp_path, head, "status").said
+    assert "fetch" not in run(tmp_path, head, "status").stdout
     own = run(tmp_path, head, "fetch", "small", *storage, "--to", submitted.run.parent)
     assert own.end() == 2
-    assert "is no copy" in own.noted
+    assert "is no copy" in own.stderr
     absent = run(tmp_path, head, "fetch", "absent")
     assert absent.end() == 2
-    assert "no job there says where the run 'absent' lies" in absent.noted and "--storage" in absent.noted
+    assert "no job there names the storage of the run 'absent'" in absent.stderr and "--storage" in absent.stderr
 
 
-# --- what else must hold of a job that ran -------------------------------------------------------------------------
+# --- secrets, the study ---------------------------------------------------------------------------------------------
 
 
-def test_secrets_of_this_machine_stay_here(submitted: Submitted, head: Head) -> None:
+def test_secrets_stay_on_this_machine(submitted: Submitted, head: Head) -> None:
     token = Path(head.environment["RAY_AUTH_TOKEN_PATH"]).read_text()
-    asked = urllib.request.Request(f"{head.dashboard}/api/jobs/", headers={"Authorization": f"Bearer {token}"})
-    with urllib.request.urlopen(asked, timeout=30) as answer:
+    request = urllib.request.Request(f"{head.dashboard}/api/jobs/", headers={"Authorization": f"Bearer {token}"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
         listed = answer.read()
     assert b"mnist-ray-small@2" in listed and b"mnist_ray_spec_sha256" in listed
     assert CANARY.encode() not in listed
-    looked_at = [path for path in head.folder.rglob("*") if path.is_file()]  # uploads, logs, results
-    assert any(path.name == "job-driver-mnist-ray-small.log" for path in looked_at)
-    assert [path for path in looked_at if CANARY.encode() in path.read_bytes()] == []
+    files = [path for path in head.folder.rglob("*") if path.is_file()]  # uploads, logs, results
+    assert any(path.name == "job-driver-mnist-ray-small.log" for path in files)
+    assert [path for path in files if CANARY.encode() in path.read_bytes()] == []
 
 
 @pytest.fixture
@@ -255,7 +253,7 @@ def dashboard(submitted: Submitted) -> Iterator[str]:
         process.terminate()
 
 
-def test_optunas_own_dashboard_shows_the_study(dashboard: str) -> None:
+def test_optuna_dashboard_shows_the_study(dashboard: str) -> None:
     (summary,) = _get(f"{dashboard}/api/studies")["study_summaries"]
     assert summary["study_name"] == "small"
     study = _get(f"{dashboard}/api/studies/{summary['study_id']}")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mnist_ray.training.kernels.batch_norm_pool import _NormalisedPool, normalised_and_pooled
+from mnist_ray.training.kernels.selection import AUTO
 from mnist_ray.training.model import MnistCNN
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
@@ -81,7 +82,7 @@ def test_large_means_cost_no_precision() -> None:
 def test_the_network_learns_as_its_layers_would_one_after_another(layout: torch.memory_format) -> None:
     """Logits, gradients and running statistics in float64, with filters that are to be turned round."""
     torch.manual_seed(0)
-    model = MnistCNN(dropout=0.0, image_mean=0.1, image_std=0.3).double()
+    model = MnistCNN(dropout=0.0, image_mean=0.1, image_std=0.3, kernels=AUTO).double()
     with torch.no_grad():
         for norm in (layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)):
             norm.weight.copy_(torch.randn(32))
@@ -108,7 +109,7 @@ def test_the_network_learns_as_its_layers_would_one_after_another(layout: torch.
 
 def test_predicting_uses_the_running_statistics_and_leaves_them() -> None:
     torch.manual_seed(0)
-    model = MnistCNN(dropout=0.5).eval()
+    model = MnistCNN(dropout=0.5, kernels=AUTO).eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     images = torch.randint(0, 256, (2, 1, 28, 28), dtype=torch.uint8)
     assert model(images).equal(model(images))

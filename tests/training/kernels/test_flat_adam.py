@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mnist_ray.training.kernels.flat_adam import Adam
+from mnist_ray.training.kernels.flat_adam import FlatAdam
 from mnist_ray.training.model import MnistCNN
 
 
@@ -16,14 +16,15 @@ def a_model(layout: torch.memory_format) -> nn.Module:
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_it_takes_torchs_steps(layout: torch.memory_format) -> None:
     ours, reference = a_model(layout), a_model(layout)
-    adam, torchs = Adam(ours.parameters(), 0.01), torch.optim.Adam(reference.parameters(), lr=0.01)
+    adam, torchs = FlatAdam(ours.parameters(), 0.01), torch.optim.Adam(reference.parameters(), lr=0.01)
     for _ in range(20):
         adam.zero_grad()
         for one, other in zip(ours.parameters(), reference.parameters(), strict=True):
             assert one.grad is not None
             other.grad = torch.randn_like(other)
             one.grad.add_(other.grad)
-        adam.step()
+        adam.advance()
+        adam.apply()
         torchs.step()
     for one, other in zip(ours.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
@@ -33,7 +34,7 @@ def test_it_takes_torchs_steps(layout: torch.memory_format) -> None:
 def test_making_it_changes_no_parameter_nor_its_layout(layout: torch.memory_format) -> None:
     model, reference = a_model(layout), a_model(layout)
     parameters = list(model.parameters())
-    Adam(parameters, 0.01)
+    FlatAdam(parameters, 0.01)
     for one, kept, other in zip(model.parameters(), parameters, reference.parameters(), strict=True):
         assert one is kept
         assert one.equal(other)
@@ -42,7 +43,7 @@ def test_making_it_changes_no_parameter_nor_its_layout(layout: torch.memory_form
 
 def test_gradients_gather_in_one_vector() -> None:
     model = a_model(torch.channels_last)
-    adam = Adam(model.parameters(), 0.01)
+    adam = FlatAdam(model.parameters(), 0.01)
     for _ in range(2):
         adam.zero_grad()
         model(torch.randint(0, 256, (4, 1, 28, 28), dtype=torch.uint8)).square().sum().backward()
@@ -53,12 +54,14 @@ def test_gradients_gather_in_one_vector() -> None:
 
 def test_its_state_brings_another_to_where_it_was() -> None:
     first, second = a_model(torch.channels_last), a_model(torch.channels_last)
-    one, other = Adam(first.parameters(), 0.01), Adam(second.parameters(), 0.01)
+    one, other = FlatAdam(first.parameters(), 0.01), FlatAdam(second.parameters(), 0.01)
     one.gradient.normal_()
-    one.step()
+    one.advance()
+    one.apply()
     other.load_state_dict({name: tensor.clone() for name, tensor in one.state_dict().items()})
     second.load_state_dict(first.state_dict())
     for adam in (one, other):
         adam.gradient.copy_(torch.arange(len(adam.gradient)))
-        adam.step()
+        adam.advance()
+        adam.apply()
     assert all(ours.equal(theirs) for ours, theirs in zip(first.parameters(), second.parameters(), strict=True))

@@ -1,0 +1,34 @@
+"""The stages of a job as functions, for Python programs and for the command line."""
+
+from collections.abc import Sequence
+
+from mnist_ray.callbacks import Callback
+from mnist_ray.config import JobSpec
+from mnist_ray.pipeline.backend import Backend
+from mnist_ray.pipeline.job import run_stages
+from mnist_ray.record.rundir import RunDir
+
+
+def run_job(spec: JobSpec, backend: Backend | None = None, callbacks: Sequence[Callback] = ()) -> RunDir:
+    """Search, confirm, select, retrain, test, and export the tables. A finished run is returned as it is.
+
+    backend: where trainings run, Ray on this machine by default. Raises SpecError, DataError, TrainingFailedError,
+    InterruptedRunError, OwnedByAnotherError, TakenOverError, CorruptFileError, OSError.
+    """
+    return run_stages(spec, backend or _ray(), callbacks, until="tested", with_search=True)
+
+
+def search_job(spec: JobSpec, backend: Backend | None = None, callbacks: Sequence[Callback] = ()) -> RunDir:
+    """Search, confirm and select; `run_job` goes on from there. Raises as `run_job`."""
+    return run_stages(spec, backend or _ray(), callbacks, until="selected", with_search=True)
+
+
+def train_job(spec: JobSpec, backend: Backend | None = None, callbacks: Sequence[Callback] = ()) -> RunDir:
+    """Train and test the spec's baseline (`recipe`), without a search. Raises as `run_job`."""
+    return run_stages(spec, backend or _ray(), callbacks, until="tested", with_search=False)
+
+
+def _ray() -> Backend:
+    from mnist_ray.ray_backend.backend import RayBackend  # imports Ray, which a local run does without
+
+    return RayBackend()

@@ -1,0 +1,125 @@
+"""The commands that read runs: evaluate, predict, results, report, compare, replay."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mnist_ray.cli.arguments import add_command, add_storage, storage_of
+from mnist_ray.errors import WORSE_EXIT_CODE, SpecError
+
+if TYPE_CHECKING:
+    from mnist_ray.record.rundir import RunDir
+
+
+def add_run_commands(commands: Any) -> None:
+    """Add evaluate, predict, results, report, compare and replay to the parser."""
+    evaluate = add_command(commands, "evaluate", _evaluate, "score a finished run's models on its test split again")
+    evaluate.add_argument("run", help="a run's name, or its folder")
+    evaluate.add_argument("--data-dir", help="where the data sets lie")
+    add_storage(evaluate)
+    predict = add_command(commands, "predict", _predict, "tell which digit an image shows")
+    predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    predict.add_argument("--run", help="the run whose model is used (default: the latest finished one)")
+    add_storage(predict)
+    results = add_command(commands, "results", _results, "list the runs")
+    add_storage(results)
+    report = add_command(
+        commands, "report", _report, "make a run's tables and its report.html again, from its folder alone"
+    )
+    report.add_argument("run", help="a run's name, or its folder; an unfinished one will do")
+    add_storage(report)
+    compare = add_command(
+        commands,
+        "compare",
+        _compare,
+        "compare runs with the first of them, beyond noise or not",
+    )
+    compare.add_argument("runs", nargs="+", metavar="RUN")
+    compare.add_argument("--fail-if-worse", action="store_true", help="exit code 8 if one is worse by more than noise")
+    add_storage(compare)
+    replay = add_command(commands, "replay", _replay, "train a trial again from the record and compare every number")
+    replay.add_argument("run", help="a run's name, or its folder")
+    replay.add_argument("--trial", type=int, required=True, help="its number")
+    replay.add_argument("--data-dir", help="where the data sets lie")
+    add_storage(replay)
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from mnist_ray.pipeline.prediction import evaluate_run
+    from mnist_ray.record.rundir import find_run
+
+    run = find_run(arguments.run, storage_of(arguments))
+    scores = evaluate_run(run, arguments.data_dir and Path(arguments.data_dir))
+    opened = run.state.test_opened
+    assert opened is not None
+    print(f"A later evaluation: the test split of this run was opened at {opened.at}, after the selection.")
+    for training_id, score in scores.items():
+        accuracy = f"{100 * score.accuracy:.2f} % ({score.num_correct} of {score.num_examples})"
+        print(f"{training_id}: {accuracy}, loss {score.loss:.4f}")
+    return 0
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    from mnist_ray.pipeline.prediction import latest_finished_run, predict_images
+    from mnist_ray.record.rundir import find_run
+
+    storage = storage_of(arguments)
+    run = find_run(arguments.run, storage) if arguments.run else latest_finished_run(storage)
+    for path, probabilities in zip(arguments.images, predict_images(run, arguments.images), strict=True):
+        first, second, third = probabilities.argsort()[::-1][:3]
+        others = ", ".join(f"{digit}: {100 * probabilities[digit]:.1f} %" for digit in (second, third))
+        print(f"{path}: {first} ({100 * probabilities[first]:.1f} %; then {others})")
+    return 0
+
+
+def _results(arguments: argparse.Namespace) -> int:
+    from mnist_ray.record.rundir import runs_in
+    from mnist_ray.record.tables import listed_runs
+
+    storage = storage_of(arguments)
+    print(listed_runs(runs_in(storage)) or f"no runs in {storage.absolute()}")
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from mnist_ray.record.exports import exports_are_current, write_exports
+    from mnist_ray.record.rundir import find_run
+
+    run = find_run(arguments.run, storage_of(arguments))
+    if not exports_are_current(run):
+        write_exports(run.path)
+    print_report(run)
+    return 0
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from mnist_ray.record.rundir import find_run
+    from mnist_ray.report.analysis.comparison import compare, comparison_text
+
+    if len(arguments.runs) < 2:
+        raise SpecError(f"compare {arguments.runs[0]}: one run is nothing to compare: name two or more")
+    storage = storage_of(arguments)
+    runs = [find_run(name, storage) for name in arguments.runs]
+    comparisons = compare(runs)
+    print(comparison_text(runs, comparisons))
+    return WORSE_EXIT_CODE if arguments.fail_if_worse and any(each.is_worse for each in comparisons) else 0
+
+
+def _replay(arguments: argparse.Namespace) -> int:
+    from mnist_ray.pipeline.replay import replay_trial
+    from mnist_ray.record.rundir import find_run
+
+    run = find_run(arguments.run, storage_of(arguments))
+    data_dir = arguments.data_dir and Path(arguments.data_dir)
+    replay = replay_trial(run, arguments.trial, data_dir, lambda epoch: print(epoch.columns(), file=sys.stderr))
+    print(replay)
+    return 0 if replay.is_good else WORSE_EXIT_CODE
+
+
+def print_report(run: "RunDir") -> None:
+    """Write the report; print the few rows that matter, the verdict, and where everything lies."""
+    from mnist_ray.report.write import write_report
+
+    review = write_report(run)
+    print("\n".join([*review.summary(), f"report: {run.paths.report}", f"everything lies in {run.path}"]))
