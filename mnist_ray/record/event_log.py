@@ -101,7 +101,7 @@ class EventLog:
         content = self._next_content()
         if content is None:
             return False
-        return isinstance(from_json(self._checked(content).events[0]), RunTaken)
+        return isinstance(self._events_of(self._checked(content))[0], RunTaken)
 
     def _next_content(self) -> bytes | None:
         try:
@@ -109,11 +109,14 @@ class EventLog:
         except FileNotFoundError:
             return None
 
-    def _advance(self, content: LogFile) -> list[Numbered]:
+    def _events_of(self, content: LogFile) -> list[Event]:
         try:
-            events = [from_json(event) for event in content.events]
+            return [from_json(event) for event in content.events]
         except ValueError as error:
             raise CorruptFileError(f"{self._path(content.file)}: {error}: {REMEDY}") from None
+
+    def _advance(self, content: LogFile) -> list[Numbered]:
+        events = self._events_of(content)
         self._move_past(content)
         return [Numbered(content.first + index, event) for index, event in enumerate(events)]
 

@@ -159,6 +159,17 @@ def test_damaged_events_are_refused_by_file(folder: Path) -> None:
             read_all(folder)
 
 
+def test_damaged_successors_are_named(folder: Path) -> None:
+    """The lease's thread looks for another owner, and passes over damage that has this type."""
+    body = read_sealed_json(folder / "000003.json")
+    log = EventLog(folder)
+    (folder / "000003.json").unlink()
+    log.read_new()
+    (folder / "000003.json").write_bytes(sealed_json(body | {"events": [{"id": "no kind"}, *body["events"][1:]]}))
+    with pytest.raises(CorruptFileError, match=r"000003\.json"):
+        log.is_taken_over()
+
+
 def test_missing_files_are_named(folder: Path) -> None:
     for path in sorted(folder.glob("*.json"))[:-1]:
         whole = path.read_bytes()
