@@ -50,9 +50,9 @@ def loss_of(values: Hyperparameters) -> float:
 def selected_loss(spec: JobSpec, latest: int) -> float:
     shortlist.NUM_LATEST = latest
     study, noise = SearchStudy(spec, []), np.random.default_rng(spec.seed)
-    best, best_values = math.inf, spec.recipe
+    best, best_values = math.inf, spec.baseline
     for number in range(spec.search.num_trials):
-        values = Hyperparameters(**{**spec.recipe.model_dump(), **study.suggest()})
+        values = Hyperparameters(**{**spec.starting_point.model_dump(), **study.suggest()})
         loss = loss_of(values) + NOISE * float(noise.standard_normal())
         study.tell(ended_trial(spec, number, values, loss))
         if loss < best:
@@ -62,7 +62,7 @@ def selected_loss(spec: JobSpec, latest: int) -> float:
 
 def ended_trial(spec: JobSpec, number: int, values: Hyperparameters, loss: float) -> Training:
     """Return a complete trial whose last epoch had this validation loss."""
-    config = spec.training(values, spec.search.num_epochs, seed=0)
+    config = spec.training_config(values, spec.search.num_epochs, seed=0)
     created = TrainingCreated(id=f"trial-{number:04d}", stage="search", config=config, number=number)
     score = Score(loss, 0, 1)
     return Training(

@@ -9,7 +9,7 @@ import re
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -35,6 +35,8 @@ Status = Literal["complete", "pruned", "stopped", "failed"]  # stopped: by the t
 Role = Literal["selected", "baseline", "selected = baseline"]  # of a retraining
 StepMode = Literal["eager", "captured"]  # how a training takes its steps; captured: as CUDA graphs
 Precision = Literal["float32", "bfloat16"]  # of the convolutions in training; all else is float32
+Schedule = Literal["constant", "cosine", "one_cycle"]  # of the learning rate, over the steps of one training
+DecidedBy = Literal["test_loss", "test_accuracy"]  # what the verdict compares
 KernelMode = Literal["auto", "plain"]  # auto: the fast kernels on CPUs; plain: torch's own layers, optimizer, exchanges
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -60,12 +62,26 @@ def _checked_workers(value: Any) -> Any:
 Workers = Annotated[int | tuple[int, int], BeforeValidator(_checked_workers)]
 
 
-class Hyperparameters(_Part):
-    """The values that a search may vary. The defaults are those of the baseline."""
+class Recipe(_Part):
+    """The published recipe, which is the baseline: a constant learning rate, and the last weights as they are."""
 
     learning_rate: float = Field(0.001, gt=0)
     dropout: float = Field(0.25, ge=0, lt=1)
     batch_size: int = Field(128, ge=1, lt=2**31)  # the global one, whatever the number of workers
+
+
+class TrainingParts(_Part):
+    """What a training can do beyond the published recipe. The defaults do nothing."""
+
+    schedule: Schedule = "constant"
+    warmup: float = Field(0.05, ge=0, lt=1)  # the share of the steps over which the rate rises, unless it is constant
+    ema: float = Field(0.0, ge=0, le=0.28)  # the width of the weights' moving average, relative to the training so far
+    augment: float = Field(0.0, ge=0, le=2)  # the strength of small rotations, scalings and shifts; 1: 10 degrees
+    weight_decay: float = Field(0.0, ge=0, lt=1)  # decoupled (AdamW)
+
+
+class Hyperparameters(TrainingParts, Recipe):
+    """The values that a search may vary."""
 
 
 class TrainingConfig(Hyperparameters):
@@ -230,7 +246,8 @@ class JobSpec(_Part):
     name: str = "run"
     seed: int = Field(0, ge=0, lt=2**31)  # of the split, the suggestions and the trials
     data: Data
-    recipe: Hyperparameters = Hyperparameters()  # of the baseline
+    recipe: Recipe = Recipe()  # of the baseline
+    training: TrainingParts = TrainingParts()  # of the trials and the selected configuration, never of the baseline
     precision: Precision = "float32"
     kernels: KernelMode = "auto"
     search: Search = Search()
@@ -272,7 +289,17 @@ class JobSpec(_Part):
                     f"raise it, or use at most {batch_size} workers"
                 )
 
-    def training(self, values: Hyperparameters, num_epochs: int, seed: int) -> TrainingConfig:
+    @property
+    def baseline(self) -> Hyperparameters:
+        """The recipe as published, without the parts of `training`."""
+        return Hyperparameters(**self.recipe.model_dump())
+
+    @property
+    def starting_point(self) -> Hyperparameters:
+        """The recipe with the parts of `training`: what a trial has for all that the search does not vary."""
+        return Hyperparameters(**self.recipe.model_dump(), **self.training.model_dump())
+
+    def training_config(self, values: Hyperparameters, num_epochs: int, seed: int) -> TrainingConfig:
         return TrainingConfig(
             **values.model_dump(), num_epochs=num_epochs, seed=seed, precision=self.precision, kernels=self.kernels
         )
@@ -325,6 +352,11 @@ def _check_dimension(key: str, dimension: Range | Choices) -> None:
 def is_whole(hyperparameter: str) -> bool:
     """Report whether a hyperparameter takes whole numbers only."""
     return Hyperparameters.model_fields[hyperparameter].annotation is int
+
+
+def is_text(hyperparameter: str) -> bool:
+    """Report whether a hyperparameter is one of several words."""
+    return get_origin(Hyperparameters.model_fields[hyperparameter].annotation) is Literal
 
 
 # --- reading ---------------------------------------------------------------------------------------------------

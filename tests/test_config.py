@@ -60,7 +60,7 @@ def test_specs_in_jobs_load(path: Path) -> None:
 
 def test_defaults_are_the_baseline() -> None:
     spec = a_spec()
-    assert spec.recipe == Hyperparameters(learning_rate=0.001, dropout=0.25, batch_size=128)
+    assert spec.baseline == Hyperparameters(learning_rate=0.001, dropout=0.25, batch_size=128)
     assert spec.search.space == {
         "learning_rate": Range(low=1e-4, high=3e-2, log=True),
         "dropout": Range(low=0.0, high=0.6),
@@ -382,6 +382,11 @@ def test_space_may_leave_out_the_baseline() -> None:
 # --- going on with a run
 
 OTHER_VALUES: dict[str, Any] = {
+    "training.schedule": "cosine",
+    "training.warmup": 0.1,
+    "training.ema": 0.1,
+    "training.augment": 1.0,
+    "training.weight_decay": 0.01,
     "autoscaling.cpus": 8,
     "autoscaling.gpus": 1,
     "confirm.top_k": 4,

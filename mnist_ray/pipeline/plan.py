@@ -121,7 +121,7 @@ def _facts(spec: JobSpec, capacity: Capacity, upload_bytes: int | None) -> Itera
     )
     searched = spec.search.space.get("batch_size")
     shares = []
-    for size in sorted({spec.recipe.batch_size, *(map(int, searched.ends) if searched else ())}):
+    for size in sorted({spec.baseline.batch_size, *(map(int, searched.ends) if searched else ())}):
         ends = sorted({size / retrain.most_workers, size / retrain.fewest_workers})
         shares.append(f"{size}: {' to '.join(f'{share:g}' for share in ends)}")
     yield "batch per worker", f"of a global batch of {', '.join(shares)}"

@@ -71,9 +71,9 @@ class SuggestedTrials:
         number = self._study.num_suggested
         if number >= self._spec.search.num_trials:
             return None
-        hyperparameters = Hyperparameters(**{**self._spec.recipe.model_dump(), **self._study.suggest()})
+        hyperparameters = Hyperparameters(**{**self._spec.starting_point.model_dump(), **self._study.suggest()})
         seed = seed_of_trial(self._spec.seed, number)
-        config = self._spec.training(hyperparameters, self._spec.search.num_epochs, seed)
+        config = self._spec.training_config(hyperparameters, self._spec.search.num_epochs, seed)
         return PlannedTrial(f"trial-{number:04d}", config, number=number)
 
     def tell(self, training: Training) -> None:

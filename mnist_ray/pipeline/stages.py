@@ -221,7 +221,7 @@ class Stages:
 
     def _record_selection(self, selection: Selection | None) -> None:
         trial = selection.training if selection else None
-        hyperparameters = trial.config.hyperparameters if trial else self._spec.recipe
+        hyperparameters = trial.config.hyperparameters if trial else self._spec.starting_point
         self._writer.publish(
             ConfigurationSelected(
                 training=trial.id if trial else None,
@@ -319,12 +319,12 @@ def planned_retrainings(
     """Return the selected configuration on every seed, then the baseline on every seed unless they are the same."""
     name = f"retrain-{trial.id}" if trial else "train-recipe"
     plans: list[tuple[str, Role, Hyperparameters]] = [(name, "selected", selected)]
-    if trial and selected == spec.recipe:
+    if trial and selected == spec.baseline:
         plans = [("retrain-recipe", "selected = baseline", selected)]
     elif trial and spec.retrain.baseline:
-        plans.append(("retrain-recipe", "baseline", spec.recipe))
+        plans.append(("retrain-recipe", "baseline", spec.baseline))
     return tuple(
-        PlannedRetraining(f"{name}-seed-{seed}", role, spec.training(values, spec.retrain.num_epochs, seed))
+        PlannedRetraining(f"{name}-seed-{seed}", role, spec.training_config(values, spec.retrain.num_epochs, seed))
         for name, role, values in plans
         for seed in spec.retrain.seeds
     )

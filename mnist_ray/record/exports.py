@@ -82,9 +82,10 @@ def _write_logs(run: RunDir, state: RunState) -> None:
 
 
 def selected_spec(spec: JobSpec, hyperparameters: Hyperparameters) -> JobSpec:
-    """Return a spec that trains the selected configuration again, as its recipe (`mnist-ray train best.yaml`)."""
+    """Return a spec that trains the selected configuration again (`mnist-ray train best.yaml`)."""
     content = spec.model_dump()
-    content["recipe"] = hyperparameters.model_dump()
+    for part in ("recipe", "training"):
+        content[part] = {name: getattr(hyperparameters, name) for name in content[part]}
     content["retrain"]["baseline"] = False
     content["name"] = f"{spec.name[:59]}-best"
     return JobSpec.model_validate(content)

@@ -52,7 +52,7 @@ class SearchStudy:
         """The searched hyperparameters of the next trial; the first trial is the recipe, where the space has it."""
         number = self.num_suggested
         if number == 0 and self._spec.baseline_is_in_space:
-            self._study.enqueue_trial({key: getattr(self._spec.recipe, key) for key in self._space})
+            self._study.enqueue_trial({key: getattr(self._spec.baseline, key) for key in self._space})
         self._study.sampler = _sampler(seed_of_trial(self._spec.seed, number), self._spec.search, self._space)
         self._running[number] = self._study.ask(self._space)
         self.num_suggested += 1

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import pandas as pd
 
-from mnist_ray.config import Hyperparameters, SecondTest, Stage, is_whole
+from mnist_ray.config import Hyperparameters, SecondTest, Stage, is_text, is_whole
 from mnist_ray.metrics import EpochMetrics, Score
 from mnist_ray.record.rundir import RunDir
 from mnist_ray.record.state import RunState, Training
@@ -17,6 +17,13 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 
 def _dtypes(row: dict[str, float | int]) -> dict[str, str]:
     return {name: "Int64" if isinstance(value, int) else "Float64" for name, value in row.items()}
+
+
+def dtype_of(hyperparameter: str) -> str:
+    """Return the pandas type of a hyperparameter's column."""
+    if is_text(hyperparameter):
+        return "string"
+    return "Int64" if is_whole(hyperparameter) else "Float64"
 
 
 _SCORE = Score(0.0, 0, 1)
@@ -29,7 +36,7 @@ COLUMNS = {
     "role": "string",  # trial, confirmation, selected, baseline; superseded where a longer search selected another
     "status": "string",  # complete, pruned, stopped, failed; running where it has not ended
     "reason": "string",
-    **{name: "Int64" if is_whole(name) else "Float64" for name in Hyperparameters.model_fields},
+    **{name: dtype_of(name) for name in Hyperparameters.model_fields},
     "seed": "Int64",
     "num_epochs": "Int64",
     "epochs_done": "Int64",

@@ -1,6 +1,6 @@
 """Numbers, times and names as a report shows them."""
 
-from mnist_ray.config import Hyperparameters
+from mnist_ray.config import Hyperparameters, Recipe, TrainingParts
 from mnist_ray.report.analysis.significance import Interval
 
 HYPERPARAMETERS = tuple(Hyperparameters.model_fields)
@@ -11,8 +11,8 @@ def heading(column: str) -> str:
     return column.replace("_", " ")
 
 
-def number(value: float) -> str:
-    """Return a whole number as it is, any other with four digits."""
+def number(value: float | str) -> str:
+    """Return a text or a whole number as it is, any other with four digits."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
@@ -44,5 +44,12 @@ def seconds(value: float) -> str:
 
 
 def hyperparameters_in_words(values: Hyperparameters) -> str:
-    """Return every hyperparameter with its value: "learning_rate 0.001, batch_size 128, ..."."""
-    return ", ".join(f"{name} {number(getattr(values, name))}" for name in HYPERPARAMETERS)
+    """Return the recipe's values and the parts in use: "learning_rate 0.001, ..., schedule cosine, warmup 0.05"."""
+    in_use = [name for name in HYPERPARAMETERS if name in Recipe.model_fields or _is_in_use(values, name)]
+    return ", ".join(f"{name} {number(getattr(values, name))}" for name in in_use)
+
+
+def _is_in_use(values: Hyperparameters, part: str) -> bool:
+    if part == "warmup":
+        return values.schedule != "constant"
+    return bool(getattr(values, part) != TrainingParts.model_fields[part].default)

@@ -83,7 +83,7 @@ def _finish(writer: RunWriter, spec: JobSpec) -> None:
     selected = writer.publish(
         events.ConfigurationSelected(
             training=TRIAL,
-            hyperparameters=spec.recipe,
+            hyperparameters=spec.baseline,
             score=0.5,
             confirmed_score=None,
             is_complete=True,
@@ -142,7 +142,7 @@ def _end(writer: RunWriter, training_id: str, model: str | None = None) -> None:
 
 
 def _config(spec: JobSpec, seed: int) -> TrainingConfig:
-    return spec.training(spec.recipe, NUM_EPOCHS, seed)
+    return spec.training_config(spec.baseline, NUM_EPOCHS, seed)
 
 
 # --- how a run looks on the disk

@@ -18,10 +18,7 @@ class Nodes:
     """A head without CPUs, on which the driver is, and nodes with one CPU each."""
 
     def __init__(self, folder: Path, count: int) -> None:
-        self._cluster = Cluster(
-            initialize_head=True,
-            head_node_args={"num_cpus": 0, "temp_dir": str(folder), "include_dashboard": False},
-        )
+        self._cluster = _started_cluster(folder)
         self._workers = [self._cluster.add_node(num_cpus=1) for _ in range(count)]
         self.address = self._cluster.address
 
@@ -50,6 +47,20 @@ class Nodes:
 
     def shutdown(self) -> None:
         self._cluster.shutdown()
+
+
+def _started_cluster(folder: Path, attempts: int = 3) -> Cluster:
+    """Start a head; again where its free port was taken by another test's cluster before Ray got to it."""
+    while True:
+        try:
+            return Cluster(
+                initialize_head=True,
+                head_node_args={"num_cpus": 0, "temp_dir": str(folder), "include_dashboard": False},
+            )
+        except RuntimeError as error:
+            attempts -= 1
+            if attempts == 0 or "InvalidAuthToken" not in str(error):
+                raise
 
 
 @contextmanager

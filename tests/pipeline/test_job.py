@@ -90,7 +90,7 @@ def test_first_trial_is_the_baseline(finished: tuple[JobSpec, RunDir]) -> None:
     spec, run = finished
     first = run.state.training("trial-0000")
     assert first is not None
-    assert first.config.hyperparameters == spec.recipe
+    assert first.config.hyperparameters == spec.baseline
 
 
 def test_test_opens_once_after_the_selection(finished: tuple[JobSpec, RunDir]) -> None:

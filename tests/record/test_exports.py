@@ -37,7 +37,7 @@ def test_outcomes_are_readable_by_programs(whole_run: RunDir) -> None:
 
 def test_the_selected_spec_trains_again(whole_run: RunDir) -> None:
     best = load_spec(whole_run.paths.selected_spec)
-    assert best.recipe == Hyperparameters(learning_rate=0.003, dropout=0.1, batch_size=64)
+    assert best.starting_point == Hyperparameters(learning_rate=0.003, dropout=0.1, batch_size=64)
     assert best.retrain == SPEC.retrain.model_copy(update={"baseline": False})
     assert (best.data, best.seed) == (SPEC.data, SPEC.seed)
     assert best.name == "example-best"
@@ -47,7 +47,7 @@ def test_the_selected_spec_trains_again(whole_run: RunDir) -> None:
 @pytest.mark.parametrize("length", [1, 59, 60, 64])
 def test_long_names_get_one_too(length: int) -> None:
     spec: JobSpec = SPEC.model_copy(update={"name": "x" * length})
-    assert selected_spec(spec, spec.recipe).name.endswith("-best")
+    assert selected_spec(spec, spec.baseline).name.endswith("-best")
 
 
 def test_models_and_logs_are_copied(whole_run: RunDir) -> None:

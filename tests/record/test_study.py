@@ -70,8 +70,8 @@ class Simulated:
         """Begin the trial that the study suggests, and return the suggestion."""
         number = self.study.num_suggested
         suggested = self.study.suggest()
-        values = Hyperparameters(**{**self.spec.recipe.model_dump(), **suggested})
-        config = self.spec.training(values, NUM_EPOCHS, seed=0)
+        values = Hyperparameters(**{**self.spec.starting_point.model_dump(), **suggested})
+        config = self.spec.training_config(values, NUM_EPOCHS, seed=0)
         training_id = f"trial-{number:04d}"
         self._apply(TrainingCreated(id=training_id, stage="search", config=config, number=number))
         self.running.append(training_id)
@@ -172,7 +172,7 @@ def by_optuna_alone(simulated: Simulated) -> dict[str, Any]:
     trainings = simulated.trainings
     plain.add_trials([study._as_trial(training, spec.search, space) for training in trainings])
     if not trainings and spec.baseline_is_in_space:
-        plain.enqueue_trial({key: getattr(spec.recipe, key) for key in space})
+        plain.enqueue_trial({key: getattr(spec.baseline, key) for key in space})
     plain.sampler = optuna.samplers.TPESampler(
         seed=seed_of_trial(spec.seed, len(trainings)),
         multivariate=True,
@@ -271,7 +271,7 @@ def test_suggestions_lie_in_the_space(space: str) -> None:
 def test_the_first_trial_is_the_baseline(space: str) -> None:
     spec = a_spec(space)
     suggested = SearchStudy(spec, []).suggest()
-    recipe = {key: getattr(spec.recipe, key) for key in spec.search.space}
+    recipe = {key: getattr(spec.baseline, key) for key in spec.search.space}
     assert (suggested == recipe) == spec.baseline_is_in_space == (space != "ranges")
 
 

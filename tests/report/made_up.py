@@ -135,8 +135,8 @@ class Maker:
         study = SearchStudy(self._spec, [])
         rule, rungs = search.early_stopping, []
         for number in range(search.num_trials):
-            values = Hyperparameters(**{**self._spec.recipe.model_dump(), **study.suggest()})
-            config = self._spec.training(values, search.num_epochs, seed_of_trial(self._spec.seed, number))
+            values = Hyperparameters(**{**self._spec.starting_point.model_dump(), **study.suggest()})
+            config = self._spec.training_config(values, search.num_epochs, seed_of_trial(self._spec.seed, number))
             created = TrainingCreated(id=f"trial-{number:04d}", stage="search", config=config, number=number)
             if number in failures:
                 self._record(created)
@@ -166,7 +166,7 @@ class Maker:
     def select(self, with_search: bool) -> None:
         searched, confirmed = self._state.trainings("search"), self._state.trainings("confirm")
         found = select(self._spec, searched, confirmed) if with_search else None
-        values = self._spec.recipe
+        values = self._spec.baseline
         if found is not None:
             names = Hyperparameters.model_fields
             values = Hyperparameters(**{name: getattr(found.training.config, name) for name in names})
@@ -187,12 +187,12 @@ class Maker:
         """Plan the selected configuration on every seed, then the baseline unless it is the selected one."""
         name = f"retrain-{trial}" if trial else "retrain-baseline"
         sides: list[tuple[str, Role, Hyperparameters]] = [(name, "selected", values)]
-        if trial and values == self._spec.recipe:
+        if trial and values == self._spec.baseline:
             sides = [("retrain-baseline", "selected = baseline", values)]
         elif trial and self._spec.retrain.baseline:
-            sides.append(("retrain-baseline", "baseline", self._spec.recipe))
+            sides.append(("retrain-baseline", "baseline", self._spec.baseline))
         return tuple(
-            PlannedRetraining(f"{name}-seed-{seed}", role, self._spec.training(side, self._num_retrained, seed))
+            PlannedRetraining(f"{name}-seed-{seed}", role, self._spec.training_config(side, self._num_retrained, seed))
             for name, role, side in sides
             for seed in self._spec.retrain.seeds
         )

@@ -36,7 +36,7 @@ def describe_carry_over(state: RunState, spec: JobSpec) -> list[Finding]:
 
 def _lead_in_search(state: RunState, spec: JobSpec) -> float | None:
     """Return by how much the selected trial beat the baseline's; None where either is missing or went further."""
-    baseline = _trial_of(spec.recipe, state.trainings("search"))
+    baseline = _trial_of(spec.baseline, state.trainings("search"))
     selected_id = state.selected.training if state.selected else None
     selected = state.training(selected_id) if selected_id else None
     if baseline is None or selected is None or baseline.epochs_done != selected.epochs_done:

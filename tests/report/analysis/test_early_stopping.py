@@ -17,9 +17,9 @@ def test_reversed_ranks_are_noticed(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "early")
 
     def record(name: str, stage: Stage, dropout: float, first: float, last: float, of: str | None = None) -> None:
-        values = spec.recipe.model_copy(update={"dropout": dropout})
+        values = spec.baseline.model_copy(update={"dropout": dropout})
         number = int(name.removeprefix("trial-")) if stage == "search" else None
-        config = spec.training(values, 6, 0)
+        config = spec.training_config(values, 6, 0)
         created = TrainingCreated(id=name, stage=stage, config=config, number=number, of=of)
         for event in [*training_events(created, [first] * 5 + [last]), TrainingEnded(id=name, status="complete")]:
             writer.record(event)
