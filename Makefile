@@ -1,5 +1,5 @@
 # make run      the whole job of the spec SPEC, as the run NAME
-# make test     the tests, two files at a time; PYTEST_ARGS goes to pytest (-n 0: one at a time)
+# make test     the tests, two files at a time, in order, so that the longest files (faults) do not come last; PYTEST_ARGS goes to pytest (-n 0: one at a time)
 # make test-slow  the slow tests: real kills, hangs, lost nodes, full disks
 # make check    format, lint, types, layering
 # make bench    mnist-ray benchmark (quarter of an hour), into docs/performance.md
@@ -30,7 +30,7 @@ run: .venv/installed-runtime
 	@$(BIN)/mnist-ray run "$(SPEC)" --name "$(NAME)"
 
 test: .venv/installed-dev
-	@$(BIN)/python -m pytest -rs -m "not slow" -n 2 --dist loadfile $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -rs -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-slow: .venv/installed-dev
 	@$(BIN)/python -m pytest -rs -m slow $(PYTEST_ARGS)
