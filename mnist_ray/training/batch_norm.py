@@ -21,7 +21,8 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         mean, variance, count = _GlobalMoments.apply(images)
         self._update_running_statistics(mean.detach(), variance.detach() * (count / (count - 1)))
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        return (images - mean.view(-1, 1, 1)) * scale.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
+        normalised: Tensor = (images - mean.view(-1, 1, 1)) * scale.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
+        return normalised
 
     @torch.no_grad()
     def _update_running_statistics(self, mean: Tensor, unbiased_variance: Tensor) -> None:
@@ -54,7 +55,8 @@ class _GlobalMoments(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         images, mean, count = ctx.saved_tensors
         of_mean, of_variance = (summed_over_ranks(torch.stack(gradients[:2])) / count).view(2, -1, 1, 1)
-        return (images - mean.view(-1, 1, 1)).mul_(2.0 * of_variance).add_(of_mean)
+        inputs: Tensor = (images - mean.view(-1, 1, 1)).mul_(2.0 * of_variance).add_(of_mean)
+        return inputs
 
 
 def _merged_moments(mean: Tensor, squares: Tensor, count: Tensor) -> tuple[Tensor, Tensor, Tensor]:
