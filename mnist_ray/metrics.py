@@ -39,23 +39,36 @@ class Score:
 
 @dataclass(frozen=True)
 class EpochMetrics:
-    """One epoch of one training; `train` is measured while learning, with dropout on."""
+    """One epoch of one training.
+
+    `train` is measured while learning: with dropout on, on images as they are augmented, with the weights of each step.
+    """
 
     epoch: int  # counted from 1
     elapsed_s: float
     train: Score
-    validation: Score | None  # None where a training also learns from the validation split
+    validation: (
+        Score | None
+    )  # of the model that would ship; None where a training also learns from the validation split
+    raw_validation: Score | None = None  # of the last weights, where the model that would ship has their average
 
     def columns(self) -> dict[str, float | int]:
-        """One row of the history table: epoch, elapsed_s, train_*, and val_* where there is a validation split."""
-        row: dict[str, float | int] = {"epoch": self.epoch, "elapsed_s": self.elapsed_s, **self.train.columns("train")}
-        return row | (self.validation.columns("val") if self.validation else {})
+        """One row of the history table: epoch, elapsed_s, train_*, and val_* and val_raw_* where there are any."""
+        row: dict[str, float | int] = {"epoch": self.epoch, "elapsed_s": self.elapsed_s}
+        scores = {"train": self.train, "val": self.validation, "val_raw": self.raw_validation}
+        for prefix, score in scores.items():
+            row |= score.columns(prefix) if score else {}
+        return row
 
     @classmethod
     def from_columns(cls, columns: Mapping[str, Any]) -> "EpochMetrics":
         """Read back what `columns` gives. Raises KeyError."""
-        validation = Score.from_columns("val", columns) if "val_loss" in columns else None
-        return cls(int(columns["epoch"]), float(columns["elapsed_s"]), Score.from_columns("train", columns), validation)
+        scores = [
+            Score.from_columns(prefix, columns) if f"{prefix}_loss" in columns else None
+            for prefix in ("val", "val_raw")
+        ]
+        train = Score.from_columns("train", columns)
+        return cls(int(columns["epoch"]), float(columns["elapsed_s"]), train, *scores)
 
     def objective(self, name: Objective) -> float:
         """The value that a search compares: val_loss or val_accuracy."""

@@ -31,9 +31,7 @@ ALL, PLAIN_TORCH = "all kernels", "plain torch"
 VARIANTS: Mapping[str, Kernels] = {
     ALL: AUTO,
     PLAIN_TORCH: PLAIN,
-    "without batch_norm_pool": replace(AUTO, batch_norm_pool=False),
     "without channels_last": replace(AUTO, channels_last=False),
-    "without batch_norm_pool and channels_last": replace(AUTO, batch_norm_pool=False, channels_last=False),
     "without dropout": replace(AUTO, dropout=False),
     "without flat_adam": replace(AUTO, flat_adam=False),
 }

@@ -147,7 +147,7 @@ def _attempt(
         return None
     steps = state.steps if state else None
     execution = Execution(1, settings.cpus_per_worker, worker.device.type, num_failures, steps)
-    model = model_to_bytes(state.model) if state and failure is None else None
+    model = model_to_bytes(state.shipped_model) if state and failure is None else None
     return RetrainingEnd(task.id, model, failure, execution)
 
 

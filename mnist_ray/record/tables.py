@@ -27,7 +27,7 @@ def dtype_of(hyperparameter: str) -> str:
 
 
 _SCORE = Score(0.0, 0, 1)
-_EPOCH_COLUMNS = _dtypes(EpochMetrics(1, 0.0, _SCORE, _SCORE).columns())
+_EPOCH_COLUMNS = _dtypes(EpochMetrics(1, 0.0, _SCORE, _SCORE, _SCORE).columns())
 
 # One row per training. pandas' nullable types, so that a missing number stays missing and a count stays whole.
 COLUMNS = {

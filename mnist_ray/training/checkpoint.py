@@ -53,6 +53,8 @@ class SavedState:
     def of(cls, state: TrainState, num_workers: int = 1) -> "SavedState":
         tensors = {f"model.{name}": tensor for name, tensor in state.model.state_dict().items()}
         tensors |= {f"optimizer.{name}": tensor for name, tensor in state.optimizer.state_dict().items()}
+        if state.average is not None:
+            tensors |= {f"average.{name}": tensor for name, tensor in state.average.model.state_dict().items()}
         on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         return cls(state.completed_epochs, list(state.history), save(on_cpu), num_workers)
 
@@ -71,6 +73,8 @@ class SavedState:
         tensors = load(self.tensors)
         state.model.load_state_dict(_below("model.", tensors))
         state.optimizer.load_state_dict(_below("optimizer.", tensors))
+        if state.average is not None:
+            state.average.model.load_state_dict(_below("average.", tensors))
         state.completed_epochs = self.completed_epochs
         state.history[:] = self.history
 

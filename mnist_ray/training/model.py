@@ -6,7 +6,6 @@ from torch.nn import functional
 
 from mnist_ray.config import Precision
 from mnist_ray.training.batch_norm import GlobalBatchNorm2d
-from mnist_ray.training.kernels.batch_norm_pool import normalised_and_pooled
 from mnist_ray.training.kernels.dropout import Dropout
 from mnist_ray.training.kernels.selection import PLAIN, Kernels
 
@@ -71,31 +70,16 @@ class _Block(nn.Sequential):
             Dropout(dropout) if kernels.dropout else nn.Dropout(dropout),
         )
         self._precision = precision
-        self._is_fused = kernels.batch_norm_pool
 
     def forward(self, images: Tensor) -> Tensor:
         """images: (B, channels_in, H, W) -> (B, channels_out, (H - 2) // 2, (W - 2) // 2)."""
         convolution, norm, pool, relu, dropout = self
         assert isinstance(convolution, nn.Conv2d) and convolution.bias is not None
-        if not self.training:
-            pooled = pool(norm(convolution(images)))
-        elif not self._is_fused:
-            pooled = pool(norm(self._convolved(images, convolution.weight, convolution.bias)))
+        if self.training and self._precision == "bfloat16":
+            # The factors are rounded, their products added up in float32, and the sums rounded once more.
+            rounded = functional.conv2d(images.bfloat16(), convolution.weight.bfloat16())
+            convolved = rounded.float() + convolution.bias.view(-1, 1, 1)
         else:
-            assert isinstance(norm, nn.BatchNorm2d)
-            # Filters whose outputs are to be turned round are turned round themselves: then pooling can come first.
-            sign = torch.ones_like(norm.weight).copysign_(norm.weight.detach())
-            convolved = self._convolved(images, convolution.weight * sign.view(-1, 1, 1, 1), convolution.bias * sign)
-            pooled = normalised_and_pooled(convolved, norm, norm.weight * sign, sign)
-        outputs: Tensor = dropout(relu(pooled))
+            convolved = convolution(images)
+        outputs: Tensor = dropout(relu(pool(norm(convolved))))
         return outputs
-
-    def _convolved(self, images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """Convolve in the block's precision.
-
-        In bfloat16 the factors are rounded, their products added up in float32, and the sums rounded once more.
-        """
-        if self._precision == "float32":
-            return functional.conv2d(images, weight, bias)
-        rounded = functional.conv2d(images.bfloat16(), weight.bfloat16())
-        return rounded.float() + bias.view(-1, 1, 1)

@@ -14,14 +14,19 @@ from mnist_ray.training.kernels.selection import Kernels
 class Optimizer(Protocol):
     """Moves parameters by their gradients. A step is `zero_grad`, backward, `sum_gradients`, `advance`, `apply`."""
 
+    num_steps: int  # those that `advance` went on to
+
     def zero_grad(self) -> None:
         """Set the gradients to zero, in place."""
 
     def sum_gradients(self) -> None:
         """Add the gradients over all ranks. Raises RankLostError."""
 
-    def advance(self) -> None:
-        """Go on to the next step's number; at any time before `apply`, and outside of a CUDA graph."""
+    def advance(self, rate_factor: float = 1.0) -> None:
+        """Go on to the next step's number; at any time before `apply`, and outside of a CUDA graph.
+
+        rate_factor: by which the step's learning rate is multiplied.
+        """
 
     def apply(self) -> None:
         """Move the parameters; only operations on the device."""
@@ -34,16 +39,20 @@ class Optimizer(Protocol):
 
 
 class TorchAdam:
-    """torch.optim.Adam as an `Optimizer`.
+    """torch.optim.AdamW as an `Optimizer`; without weight decay it is torch.optim.Adam.
 
     Its state is written as FlatAdam writes it, since a run may go on with or without GPUs.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> None:
+    def __init__(self, parameters: Iterable[nn.Parameter], learning_rate: float, weight_decay: float = 0.0) -> None:
         """parameters: on their final device and of their final dtype."""
+        self.num_steps = 0
         self._parameters = list(parameters)
-        is_captured = self._parameters[0].device.type == "cuda"  # then the step's number has to be on the device
-        self._adam = torch.optim.Adam(self._parameters, lr=learning_rate, capturable=is_captured)
+        self._learning_rate = learning_rate
+        # then the step's number and its rate have to be on the device
+        is_captured = self._parameters[0].device.type == "cuda"
+        rate = torch.tensor(learning_rate, device=self._parameters[0].device) if is_captured else learning_rate
+        self._adam = torch.optim.AdamW(self._parameters, lr=rate, weight_decay=weight_decay, capturable=is_captured)
         for parameter in self._parameters:
             # torch makes both in the first step, which may be the one that a CUDA graph captures
             parameter.grad = torch.zeros_like(parameter)
@@ -59,18 +68,24 @@ class TorchAdam:
     def sum_gradients(self) -> None:
         sum_gradients(self._parameters)
 
-    def advance(self) -> None:
-        """Do nothing: torch counts steps in `apply`."""
+    def advance(self, rate_factor: float = 1.0) -> None:
+        """Go on to the next step's number and its rate. For its corrections torch counts steps in `apply`."""
+        self.num_steps += 1
+        [group] = self._adam.param_groups
+        rate = self._learning_rate * rate_factor
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
     def apply(self) -> None:
         self._adam.step()
 
     def state_dict(self) -> dict[str, Tensor]:
-        num_steps = int(self._of_each("step")[0])
         return {
             "mean": torch.cat([_flattened(each) for each in self._of_each("exp_avg")]),
             "mean_square": torch.cat([_flattened(each) for each in self._of_each("exp_avg_sq")]),
-            "num_steps": torch.tensor(num_steps),
+            "num_steps": torch.tensor(self.num_steps),
         }
 
     @torch.no_grad()
@@ -79,16 +94,20 @@ class TorchAdam:
             targets = [_channels_last_view(each) for each in self._of_each(key)]
             for target, part in zip(targets, state[name].split([each.numel() for each in targets]), strict=True):
                 target.copy_(part.view(target.shape))
+        self.num_steps = int(state["num_steps"])
         for step in self._of_each("step"):
-            step.fill_(int(state["num_steps"]))
+            step.fill_(self.num_steps)
 
     def _of_each(self, key: str) -> Sequence[Tensor]:
         return [self._adam.state[parameter][key] for parameter in self._parameters]
 
 
-def optimizer_for(parameters: Iterable[nn.Parameter], learning_rate: float, kernels: Kernels) -> Optimizer:
+def optimizer_for(
+    parameters: Iterable[nn.Parameter], learning_rate: float, weight_decay: float, kernels: Kernels
+) -> Optimizer:
     """Make the optimizer of a training. parameters: on their final device, of their final dtype and memory layout."""
-    return FlatAdam(parameters, learning_rate) if kernels.flat_adam else TorchAdam(parameters, learning_rate)
+    adam = FlatAdam if kernels.flat_adam else TorchAdam
+    return adam(parameters, learning_rate, weight_decay)
 
 
 def _channels_last_view(values: Tensor) -> Tensor:

@@ -134,7 +134,7 @@ def _train(
             writer.publish(events.EpochReported(id=training_id, metrics=state.history[-1]))
         if state.completed_epochs == num_epochs:
             break
-    return model_to_bytes(state.model)
+    return model_to_bytes(state.shipped_model)
 
 
 def _end(writer: RunWriter, training_id: str, model: str | None = None) -> None:

@@ -13,6 +13,7 @@ from mnist_ray.pipeline import replay
 from mnist_ray.pipeline.replay import replay_trial
 from mnist_ray.storage.files import read_sealed_json, seal, write_sealed_json
 from tests.small_job import small_spec, use_few_images
+from tests.training.all_parts import ALL_PARTS
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -37,6 +38,13 @@ def test_every_trial_is_the_same_again(searched: RunDir) -> None:
         again = replayed(searched, training.number)
         assert again.is_good and again.is_same_environment, str(again)
         assert f"the same numbers, bit for bit, in {training.epochs_done} epochs" in str(again)
+
+
+def test_all_parts_are_replayed(tmp_path: Path) -> None:
+    run = run_job(small_spec(tmp_path, training=ALL_PARTS), LocalBackend())
+    assert all(metrics.raw_validation for metrics in run.state.trainings("search")[0].history)
+    again = replayed(run, 0)
+    assert again.is_good and again.is_same_environment, str(again)
 
 
 def test_another_machine_gets_the_tolerance(searched: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from mnist_ray.metrics import EpochMetrics, Score
 from mnist_ray.training.checkpoint import MANIFEST_NAME, TENSORS_NAME, Checkpoints, SavedState, fit_resumably
 from mnist_ray.training.examples import TrainingData
 from mnist_ray.training.loop import DivergedError, TrainState, fit
+from tests.training.all_parts import ALL_PARTS
 
 FOUR = TrainingConfig(num_epochs=4, batch_size=32, dropout=0.4, seed=3)
 BATCHES_PER_EPOCH = 4
@@ -94,7 +95,9 @@ def test_two_epochs_and_two_are_four(few_digits: TrainingData, four_epochs: Outc
     assert int(outcome.tensors["optimizer.num_steps"]) == 4 * BATCHES_PER_EPOCH
 
 
-@pytest.mark.parametrize("change", [{"dropout": 0.0}, {"batch_size": 101}, {"num_epochs": 3}])
+@pytest.mark.parametrize(
+    "change", [{"dropout": 0.0}, {"batch_size": 101}, {"num_epochs": 3}, ALL_PARTS, {"schedule": "one_cycle"}]
+)
 def test_so_with_other_settings(few_digits: TrainingData, change: dict[str, Any], tmp_path: Path) -> None:
     config = FOUR.model_copy(update=change)
     assert stopped_and_resumed(few_digits, config, tmp_path).differences(uninterrupted(few_digits, config)) == []
@@ -137,6 +140,21 @@ def test_no_part_of_the_state_can_be_left_out(
     """So the test above would see it: each part changes what comes out, or cannot be done without."""
     outcome = stopped_and_resumed(few_digits, FOUR, tmp_path, PARTS[part])
     assert outcome.differences(four_epochs)
+
+
+def test_the_average_cannot_be_left_out(few_digits: TrainingData, tmp_path: Path) -> None:
+    config = FOUR.model_copy(update=ALL_PARTS)
+    expected = uninterrupted(few_digits, config)
+    assert {f"average.{name.removeprefix('model.')}" for name in expected.tensors if name.startswith("model.")} == {
+        name for name in expected.tensors if name.startswith("average.")
+    }
+
+    def without_average(saved: SavedState) -> SavedState:
+        tensors = load(saved.tensors)
+        forgotten = {name: torch.zeros_like(each) for name, each in tensors.items() if name.startswith("average.")}
+        return dataclasses.replace(saved, tensors=save(tensors | forgotten))
+
+    assert stopped_and_resumed(few_digits, config, tmp_path, without_average).differences(expected)
 
 
 def test_the_state_holds_every_tensor_of_model_and_optimizer(four_epochs: Outcome) -> None:
@@ -374,5 +392,6 @@ def test_a_diverged_training_does_so_again_when_resumed(few_digits: TrainingData
 def test_what_rank_0_sends_is_what_the_others_get(few_digits: TrainingData) -> None:
     state = TrainState.initial(FOUR, few_digits.statistics)
     state.history.append(EpochMetrics(1, 0.5, Score(0.1 + 0.2, 1, 2), Score(1e-300, 2, 2)))
+    state.history.append(EpochMetrics(2, 0.5, Score(0.1 + 0.2, 1, 2), Score(1e-300, 2, 2), Score(0.3, 1, 2)))
     saved = SavedState.of(state)
     assert SavedState.from_bytes(saved.to_bytes()) == saved

@@ -7,18 +7,27 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load
 from torch import Tensor
 
-from mnist_ray.config import KernelMode, TrainingConfig
+from mnist_ray.config import TrainingConfig
 from mnist_ray.training import cuda_graph
+from mnist_ray.training.checkpoint import SavedState
 from mnist_ray.training.cuda_graph import NUM_COMPARED, RAGGED_AT, capture_for, captured_and_compared
 from mnist_ray.training.distributed import Worker
 from mnist_ray.training.examples import TrainingData
 from mnist_ray.training.kernels.flat_adam import FlatAdam
 from mnist_ray.training.loop import Steps, TrainState, fit
+from tests.training.all_parts import ALL_PARTS
 
 CPU = torch.device("cpu")
 CONFIG = TrainingConfig(num_epochs=2, batch_size=32, dropout=0.25)  # 101 digits: the last batch has five
+CONFIGS = {
+    "auto": CONFIG,
+    "plain": CONFIG.model_copy(update={"kernels": "plain"}),
+    "auto, all parts": CONFIG.model_copy(update=ALL_PARTS),
+    "plain, all parts": CONFIG.model_copy(update={"kernels": "plain", **ALL_PARTS}),
+}
 Replay = Callable[[], None]
 
 
@@ -45,7 +54,8 @@ class Wrong:
 
     def __init__(self, state: TrainState) -> None:
         assert isinstance(state.optimizer, FlatAdam)
-        self._model, self._optimizer = state.model, state.optimizer
+        assert state.average is not None
+        self._model, self._optimizer, self._average = state.model, state.optimizer, state.average
 
     def with_a_larger_learning_rate(self, compute: Replay) -> Replay:
         """Replay steps that are 5 % too long."""
@@ -80,6 +90,20 @@ class Wrong:
 
         return replay
 
+    def without_the_average(self, compute: Replay) -> Replay:
+        average = self._average
+
+        def replay() -> None:
+            kept = {name: tensor.clone() for name, tensor in average.model.state_dict().items()}
+            compute()
+            average.model.load_state_dict(kept)
+
+        return replay
+
+    def with_the_first_share(self, compute: Replay) -> Replay:
+        """Replay with the average's share of the first step, which takes the weights as they are."""
+        return self._each_time(compute, lambda: self._average._share.fill_(1.0))
+
 
 def failing(compute: Replay) -> Replay:
     compute()
@@ -91,12 +115,14 @@ WRONG = [
     "with_the_first_step_number",
     "without_running_statistics",
     "in_whole_batches_only",
+    "without_the_average",
+    "with_the_first_share",
 ]
 
 
 def a_training(data: TrainingData, config: TrainingConfig = CONFIG) -> tuple[TrainState, Steps]:
     state = TrainState.initial(config, data.statistics)
-    return state, Steps(state.model, state.optimizer, data.train, Worker())
+    return state, Steps.of(state, data.train, config, Worker())
 
 
 def compared(steps: Steps, data: TrainingData, capture: cuda_graph.Capture) -> list[int]:
@@ -105,8 +131,7 @@ def compared(steps: Steps, data: TrainingData, capture: cuda_graph.Capture) -> l
 
 
 def tensors_of(state: TrainState) -> dict[str, Tensor]:
-    tensors = {**state.model.state_dict(), **state.optimizer.state_dict()}
-    return {name: tensor.clone() for name, tensor in tensors.items()}
+    return load(SavedState.of(state).tensors)
 
 
 def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
@@ -123,15 +148,16 @@ def one_warning(caplog: pytest.LogCaptureFixture, text: str) -> Iterator[None]:
     assert text in record.getMessage()
 
 
-@pytest.mark.parametrize("kernels", ["auto", "plain"])
-def test_a_correct_capture_is_used(few_digits: TrainingData, kernels: KernelMode) -> None:
-    _, steps = a_training(few_digits, CONFIG.model_copy(update={"kernels": kernels}))
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_correct_capture_is_used(few_digits: TrainingData, name: str) -> None:
+    _, steps = a_training(few_digits, CONFIGS[name])
     assert compared(steps, few_digits, correct) == [5, 32]
 
 
 @pytest.mark.parametrize("how", WRONG)
 def test_a_wrong_capture_is_refused(few_digits: TrainingData, how: str, caplog: pytest.LogCaptureFixture) -> None:
-    state, steps = a_training(few_digits)
+    state, steps = a_training(few_digits, CONFIG.model_copy(update={"ema": 0.1}))
+    next(fit(state, few_digits, CONFIG.model_copy(update={"ema": 0.1})))
     with one_warning(caplog, "ten captured steps differ from eager ones by"):
         assert compared(steps, few_digits, getattr(Wrong(state), how)) == []
 
@@ -149,12 +175,11 @@ def test_a_failed_capture_warns(few_digits: TrainingData, caplog: pytest.LogCapt
 
 
 @pytest.mark.parametrize("capture", [correct, with_repeated_masks, failing])
-@pytest.mark.parametrize("kernels", ["auto", "plain"])
-def test_comparing_leaves_no_trace(few_digits: TrainingData, capture: cuda_graph.Capture, kernels: KernelMode) -> None:
+@pytest.mark.parametrize("name", CONFIGS)
+def test_comparing_leaves_no_trace(few_digits: TrainingData, capture: cuda_graph.Capture, name: str) -> None:
     """In the middle of a training, where moments and running statistics are not those of the beginning."""
-    config = CONFIG.model_copy(update={"kernels": kernels})
-    state, steps = a_training(few_digits, config)
-    next(fit(state, few_digits, config))
+    state, steps = a_training(few_digits, CONFIGS[name])
+    next(fit(state, few_digits, CONFIGS[name]))
     before, drawn = tensors_of(state), torch.get_rng_state()
     compared(steps, few_digits, capture)
     assert equal(tensors_of(state), before)
@@ -173,16 +198,16 @@ def test_the_ragged_batch_is_compared() -> None:
 @pytest.mark.parametrize(
     ("capture", "mode"), [(correct, "captured"), (with_repeated_masks, "eager"), (failing, "eager")]
 )
-@pytest.mark.parametrize("kernels", ["auto", "plain"])
+@pytest.mark.parametrize("name", CONFIGS)
 def test_captured_training_is_eager_training(
     few_digits: TrainingData,
     monkeypatch: pytest.MonkeyPatch,
     capture: cuda_graph.Capture,
     mode: str,
-    kernels: KernelMode,
+    name: str,
 ) -> None:
     """Bit for bit, whatever came of the capture, and the state says which it was."""
-    config = CONFIG.model_copy(update={"kernels": kernels})
+    config = CONFIGS[name]
     expected, _ = a_training(few_digits, config)
     list(fit(expected, few_digits, config))
     assert expected.steps == "eager"

@@ -22,6 +22,7 @@ from mnist_ray.training.kernels.selection import AUTO, PLAIN, Kernels, kernels_f
 from mnist_ray.training.loop import Steps, TrainState, fit
 from mnist_ray.training.model import FOLLOW_ROUNDING
 from mnist_ray.training.optimizer import TorchAdam
+from tests.training.all_parts import ALL_PARTS
 from tests.training.groups import CALM_SEED, Group
 
 # Batches of 32 and a last one of 5: 10 steps an epoch, 30 in three.
@@ -59,7 +60,7 @@ def train(
         if num_steps is None:
             list(fit(state, data, config, worker))
         else:
-            steps = Steps(state.model, state.optimizer, data.train, worker)
+            steps = Steps.of(state, data.train, config, worker)
             steps.begin_epoch()
             torch.manual_seed(worker.rank)
             sums = [0.0]
@@ -68,6 +69,9 @@ def train(
                 sums.append(float(steps.summed_loss()))
             losses = np.diff(sums).tolist()
     tensors = {name: tensor.detach().clone().numpy() for name, tensor in state.model.state_dict().items()}
+    if state.average is not None:
+        averaged = state.average.model.state_dict().items()
+        tensors |= {f"average.{name}": tensor.clone().numpy() for name, tensor in averaged}
     return Trained(tensors, losses, [{**metrics.columns(), "elapsed_s": 0.0} for metrics in state.history])
 
 
@@ -92,8 +96,8 @@ def assert_equal_in_float64(one: Trained, other: Trained) -> None:
     """Biases without a true gradient, and what follows them, may differ by Adam's steps of their rounding: 2e-8."""
     assert one.tensors.keys() == other.tensors.keys()
     differences = {name: float(np.abs(one.tensors[name] - other.tensors[name]).max()) for name in one.tensors}
-    assert max(differences[name] for name in differences.keys() - FOLLOW_ROUNDING) < 1e-8, differences
-    assert max(differences[name] for name in FOLLOW_ROUNDING) < 1e-7, differences
+    for name, difference in differences.items():
+        assert difference < (1e-7 if name.removeprefix("average.") in FOLLOW_ROUNDING else 1e-8), differences
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +144,18 @@ def test_auto_equals_plain_in_float64(
             assert row == pytest.approx(expected, abs=1e-8)
 
 
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_all_parts_keep_the_kernels_equal(group: Group, images: LabelledImages, world_size: int) -> None:
+    config = CONFIG.model_copy(update={"dropout": 0.3, **ALL_PARTS})
+    ours, reference = (
+        group.run(world_size, train, images, config, torch.float64, kernels, kernels=kernels)
+        for kernels in (AUTO, PLAIN)
+    )
+    for one, other in zip(ours, reference, strict=True):
+        assert any(name.startswith("average.") for name in one.tensors)
+        assert_equal_in_float64(one, other)
+
+
 @pytest.mark.parametrize("name", ALONE)
 def test_each_kernel_alone_equals_plain(
     group: Group, images: LabelledImages, plain: Callable[..., list[Trained]], name: str
@@ -157,10 +173,12 @@ def test_two_plain_ranks_equal_one(images: LabelledImages, plain: Callable[..., 
         assert_equal_in_float64(rank, alone)
 
 
+@pytest.mark.parametrize("parts", [{}, ALL_PARTS], ids=["recipe", "all parts"])
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_float32_losses_agree(group: Group, images: LabelledImages, world_size: int) -> None:
+def test_float32_losses_agree(group: Group, images: LabelledImages, world_size: int, parts: dict[str, Any]) -> None:
+    config = CONFIG.model_copy(update=parts)
     ours, reference = (
-        group.run(world_size, train, images, CONFIG, torch.float32, kernels, 10, kernels=kernels)
+        group.run(world_size, train, images, config, torch.float32, kernels, 10, kernels=kernels)
         for kernels in (AUTO, PLAIN)
     )
     for one, other in zip(ours, reference, strict=True):

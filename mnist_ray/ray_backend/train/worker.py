@@ -99,7 +99,7 @@ def train_one(
             num_sent = len(state.history)
     except DivergedError as error:
         failure = Failure(str(error), traceback.format_exc())
-    model = model_to_bytes(state.model) if state is not None and failure is None else None
+    model = model_to_bytes(state.shipped_model) if state is not None and failure is None else None
     steps = None if state is None else state.steps
     execution = Execution(worker.world_size, settings.cpus_per_worker, worker.device.type, num_failures=0, steps=steps)
     return RetrainingEnd(task.id, model, failure, execution)

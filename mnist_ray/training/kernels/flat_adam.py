@@ -11,7 +11,9 @@ from mnist_ray.training.distributed import summed_over_ranks
 class FlatAdam:
     """An `Optimizer` (mnist_ray.training.optimizer) of one vector.
 
-    Kingma and Ba 2015, "Adam: A Method for Stochastic Optimization", algorithm 1, with its default constants.
+    Kingma and Ba 2015, "Adam: A Method for Stochastic Optimization", algorithm 1, with its default constants. Weight
+    decay is decoupled: Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization", algorithm 2, as in
+    torch.optim.AdamW.
 
     The parameters become views of one vector and their gradients of another, so a step is ten operations whatever the
     number of layers, and workers add their gradients up in one exchange, in an order that nothing changes.
@@ -22,9 +24,10 @@ class FlatAdam:
     BETAS = (0.9, 0.999)
     EPSILON = 1e-8
 
-    def __init__(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> None:
+    def __init__(self, parameters: Iterable[nn.Parameter], learning_rate: float, weight_decay: float = 0.0) -> None:
         """parameters: on their final device, of their final dtype and memory layout."""
         self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
         self.num_steps = 0
         parameters = list(parameters)
         self._values = torch.cat([_in_memory_order(parameter.detach()) for parameter in parameters])
@@ -32,7 +35,7 @@ class FlatAdam:
         self.mean = torch.zeros_like(self._values)
         self.mean_square = torch.zeros_like(self._values)
         # Where the step finds them when it is replayed as a CUDA graph: its numbers of Python are those of its capture.
-        self._step_size, self._square_correction = self._values.new_zeros(2).unbind()
+        self._step_size, self._square_correction, self._kept = self._values.new_zeros(3).unbind()
         _make_views(parameters, self._values, self.gradient)
 
     def zero_grad(self) -> None:
@@ -42,17 +45,21 @@ class FlatAdam:
         """Add the gradients over all ranks. Raises RankLostError."""
         summed_over_ranks(self.gradient)
 
-    def advance(self) -> None:
+    def advance(self, rate_factor: float = 1.0) -> None:
         """Go on to the next step's number and its rates."""
         self.num_steps += 1
         decay, square_decay = self.BETAS
-        self._step_size.fill_(self.learning_rate / (1 - decay**self.num_steps))
+        learning_rate = self.learning_rate * rate_factor
+        self._step_size.fill_(learning_rate / (1 - decay**self.num_steps))
+        self._kept.fill_(1 - learning_rate * self.weight_decay)
         self._square_correction.fill_(1 - square_decay**self.num_steps)
 
     @torch.no_grad()
     def apply(self) -> None:
         """Move the parameters by the step that `advance` went on to; only operations on the device."""
         decay, square_decay = self.BETAS
+        if self.weight_decay:
+            self._values.mul_(self._kept)
         self.mean.lerp_(self.gradient, 1 - decay)
         self.mean_square.mul_(square_decay).addcmul_(self.gradient, self.gradient, value=1 - square_decay)
         root = (self.mean_square / self._square_correction).sqrt_().add_(self.EPSILON)

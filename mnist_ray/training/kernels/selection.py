@@ -11,18 +11,17 @@ from mnist_ray.config import KernelMode
 class Kernels:
     """The kernels in use; where one is off, torch's own operations do the same.
 
-    docs/decisions/0003, 0006 and 0007 give reasons, `mnist-ray benchmark kernels` the gain of each.
+    docs/decisions/0006, 0007 and 0016 give reasons, `mnist-ray benchmark kernels` the gain of each.
     """
 
-    batch_norm_pool: bool
-    channels_last: bool  # in memory; batch_norm_pool works on this layout, whatever comes in
+    channels_last: bool  # in memory
     dropout: bool
     flat_adam: bool
     collectives: bool
 
 
-AUTO = Kernels(batch_norm_pool=True, channels_last=True, dropout=True, flat_adam=True, collectives=True)
-PLAIN = Kernels(batch_norm_pool=False, channels_last=False, dropout=False, flat_adam=False, collectives=False)
+AUTO = Kernels(channels_last=True, dropout=True, flat_adam=True, collectives=True)
+PLAIN = Kernels(channels_last=False, dropout=False, flat_adam=False, collectives=False)
 
 
 def kernels_for(mode: KernelMode, device: torch.device) -> Kernels:

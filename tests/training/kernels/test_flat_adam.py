@@ -13,18 +13,22 @@ def a_model(layout: torch.memory_format) -> nn.Module:
     return MnistCNN(dropout=0.0).double().to(memory_format=layout)
 
 
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_it_takes_torchs_steps(layout: torch.memory_format) -> None:
+def test_it_takes_torchs_steps(layout: torch.memory_format, weight_decay: float) -> None:
+    """At a rate that changes; without weight decay torch's AdamW is its Adam."""
     ours, reference = a_model(layout), a_model(layout)
-    adam, torchs = FlatAdam(ours.parameters(), 0.01), torch.optim.Adam(reference.parameters(), lr=0.01)
-    for _ in range(20):
+    adam = FlatAdam(ours.parameters(), 0.01, weight_decay)
+    torchs = torch.optim.AdamW(reference.parameters(), weight_decay=weight_decay)
+    for step in range(20):
         adam.zero_grad()
         for one, other in zip(ours.parameters(), reference.parameters(), strict=True):
             assert one.grad is not None
             other.grad = torch.randn_like(other)
             one.grad.add_(other.grad)
-        adam.advance()
+        adam.advance(1 / (step + 1))
         adam.apply()
+        torchs.param_groups[0]["lr"] = 0.01 / (step + 1)
         torchs.step()
     for one, other in zip(ours.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
