@@ -1,7 +1,7 @@
 """Trainings side by side, one to a process, written to a CSV file as they end. Used by the studies of this folder.
 
-The training set of MNIST is split once: the study's training images, and images held back from them, by which the
-trainings are judged. The test split is not read.
+A training set is split once: the study's training images, and images held back from them, by which the trainings are
+judged. The test split is not read.
 """
 
 import csv
@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from mnist_ray import data
-from mnist_ray.config import TrainingConfig
+from mnist_ray.config import DataSetName, TrainingConfig
 from mnist_ray.training.distributed import Worker
 from mnist_ray.training.examples import Examples, TrainingData
 from mnist_ray.training.loop import DivergedError, TrainState, fit
@@ -35,15 +35,16 @@ class Planned:
 
 @dataclass(frozen=True)
 class Images:
-    """Which images the trainings of a study see."""
+    """The images that the trainings of a study see."""
 
-    folder: Path  # that MNIST lies in
+    folder: Path  # that the data set lies in
     num_train: int
     num_held_back: int
+    data_set: DataSetName = "mnist"
 
     def on(self, device: torch.device) -> TrainingData:
         """Return the images as tensors: stratified, the same ones in every process."""
-        examples = data.load_training("mnist", self.folder)
+        examples = data.load_training(self.data_set, self.folder)
         split = data.stratified_split(examples.labels, self.num_held_back, seed=0)
         learnt = examples.take(np.sort(np.random.default_rng(0).permutation(split.train)[: self.num_train]))
         parts = (learnt, examples.take(split.validation))
@@ -56,7 +57,7 @@ def run_all(plans: Sequence[Planned], images: Images, table: Path, processes: in
 
     A training is written when it has ended, so that a study that was interrupted goes on.
     """
-    data.fetch("mnist", images.folder)
+    data.fetch(images.data_set, images.folder)
     known = {_key(row) for row in _rows(table)}
     open_plans = [plan for plan in plans if _key(_identity(plan)) not in known]
     # the longest first, so that no process is left alone with one
@@ -91,7 +92,9 @@ def _train(plan: Planned) -> list[Row]:
         for metrics in fit(state, _data, plan.config, _worker):
             rows.append({**_identity(plan), "device": _worker.device.type, **metrics.columns()})
     except DivergedError:
-        rows.append({**_identity(plan), "device": _worker.device.type, "epoch": len(rows) + 1, "val_loss": float("nan")})
+        rows.append(
+            {**_identity(plan), "device": _worker.device.type, "epoch": len(rows) + 1, "val_loss": float("nan")}
+        )
     return rows
 
 

@@ -1,0 +1,181 @@
+"""Makes the tables of docs/results.md: python -m experiments.results
+
+Reads docs/results/ alone: for each job that was run its result.json and results.csv, as the run's folder has them, and
+the CSV files of the studies transfer, ablation and robustness. A table whose file is not there says so.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from experiments import ablation, robustness, transfer
+from mnist_ray.benchmarks.findings import put_between
+
+PAGE = Path("docs/results.md")
+FOLDER = Path("docs/results")
+JOBS = ("mnist", "mnist-best")
+PUBLISHED = {"accuracy": 0.9931, "loss": 0.0214}  # the classifier that the recipe comes from (README.md)
+
+
+def main() -> None:
+    for name, make in TABLES.items():
+        put_between(PAGE, *markers(name), make())
+
+
+def markers(name: str) -> tuple[str, str]:
+    return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+
+
+def test_table() -> str:
+    """Return the test results: a row for each tested configuration and each ensemble of its seeds."""
+    rows = []
+    for job in JOBS:
+        if not (FOLDER / job).exists():
+            rows.append({"model": f"`jobs/{job}.yaml`", "seeds": "not run yet"})
+            continue
+        outcome, trainings = _outcome(job), _trainings(job)
+        for role in ("baseline", "selected", "selected = baseline"):
+            tested = trainings[(trainings["role"] == role) & trainings["test_loss"].notna()]
+            if len(tested) and not (role == "baseline" and job != JOBS[0]):
+                name = "the recipe as published" if role == "baseline" else f"`jobs/{job}.yaml`"
+                rows.append(_row(name, tested))
+        for ensemble in outcome["ensembles"]:
+            if ensemble["side"].startswith("selected"):
+                scores = ensemble["scores"]
+                name = f"`jobs/{job}.yaml`, ensemble"
+                rows.append(
+                    {
+                        "model": name,
+                        "seeds": len(ensemble["seeds"]),
+                        "accuracy": _percent(scores["test_accuracy"]),
+                        "loss": f"{scores['test_loss']:.4f}",
+                    }
+                )
+    claimed = {"model": "what the recipe's author reports", "seeds": 1}
+    claimed |= {"accuracy": _percent(PUBLISHED["accuracy"]), "loss": f"{PUBLISHED['loss']:.4f}"}
+    return _markdown(pd.DataFrame([claimed, *rows]))
+
+
+def verdict_table() -> str:
+    """Return each job's verdict, with the difference to the recipe in loss and in accuracy."""
+    rows = []
+    for job in _run_jobs():
+        verdict = _outcome(job)["verdict"]
+        for name, judged in verdict["quantities"].items():
+            found, scale = judged["difference"], 100 if name == "test_accuracy" else 1
+            digits = 3 if name == "test_accuracy" else 5
+            low, high = (scale * found["interval"][end] for end in ("low", "high"))
+            rows.append(
+                {
+                    "job": f"`jobs/{job}.yaml`",
+                    "quantity": "test accuracy, points" if name == "test_accuracy" else "test loss",
+                    "selected less recipe": f"{scale * found['value']:+.{digits}f}",
+                    "95 % interval": f"{low:+.{digits}f} to {high:+.{digits}f}",
+                    "by itself": judged["outcome"],
+                    "the job's verdict": verdict["kind"] if name == verdict["decided_by"] else "",
+                }
+            )
+    return _markdown(pd.DataFrame(rows))
+
+
+def configuration_table() -> str:
+    """Return what each job selected, from how many configurations."""
+    rows = []
+    for job in _run_jobs():
+        outcome, trainings = _outcome(job), _trainings(job)
+        values = outcome["selected"]["hyperparameters"]
+        final = trainings[trainings["stage"] == "final"]
+        rows.append(
+            {
+                "job": f"`jobs/{job}.yaml`",
+                "configurations looked at": int((trainings["stage"] == "search").sum()),
+                "stopped early": int((trainings["status"] == "pruned").sum()),
+                "finalists and the recipe": final["id"].str.replace(r"-seed-\d+$", "", regex=True).nunique(),
+                "selected": ", ".join(f"{key} {_short(value)}" for key, value in values.items()),
+            }
+        )
+    return _markdown(pd.DataFrame(rows))
+
+
+def final_table() -> str:
+    """Return the means of the final rounds, on validation."""
+    rows = []
+    for job in _run_jobs():
+        trainings = _trainings(job)
+        final = trainings[trainings["stage"] == "final"]
+        finalist = final["id"].str.extract(r"final-(.*)-seed-\d+$")[0]
+        for name, part in final.groupby(finalist, sort=False):
+            rows.append(
+                {
+                    "job": f"`jobs/{job}.yaml`",
+                    "finalist": name,
+                    "seeds": len(part),
+                    "validation loss": f"{part['val_loss'].mean():.4f}",
+                    "validation accuracy": _percent(part["val_accuracy"].mean()),
+                }
+            )
+    return _markdown(pd.DataFrame(rows))
+
+
+def _of_study(name: str, make: Callable[[pd.DataFrame], str]) -> Callable[[], str]:
+    def table() -> str:
+        path = FOLDER / f"{name}.csv"
+        return make(pd.read_csv(path)) if path.exists() else f"Not run yet: `python -m experiments.{name}`."
+
+    return table
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "test": test_table,
+    "verdicts": verdict_table,
+    "configurations": configuration_table,
+    "final": final_table,
+    "transfer": _of_study("transfer", lambda rows: transfer.transfer_table(rows).to_markdown()),
+    "rungs": _of_study("transfer", lambda rows: transfer.rung_table(rows).to_markdown()),
+    "transfer of digits": _of_study("transfer-digits", lambda rows: transfer.transfer_table(rows).to_markdown()),
+    "rungs of digits": _of_study("transfer-digits", lambda rows: transfer.rung_table(rows).to_markdown()),
+    "ablation": _of_study("ablation", lambda rows: ablation.ablation_table(rows).to_markdown()),
+    "robustness": _of_study("robustness", lambda rows: robustness.robustness_table(rows).to_markdown()),
+}
+
+
+def _run_jobs() -> list[str]:
+    return [job for job in JOBS if (FOLDER / job).exists()]
+
+
+def _outcome(job: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((FOLDER / job / "result.json").read_text())
+    return content
+
+
+def _trainings(job: str) -> pd.DataFrame:
+    return pd.read_csv(FOLDER / job / "results.csv")
+
+
+def _row(name: str, tested: pd.DataFrame) -> dict[str, Any]:
+    return {
+        "model": name,
+        "seeds": len(tested),
+        "accuracy": _percent(tested["test_accuracy"].mean()),
+        "worst seed": _percent(tested["test_accuracy"].min()),
+        "loss": f"{tested['test_loss'].mean():.4f}",
+    }
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _markdown(rows: pd.DataFrame) -> str:
+    return rows.fillna("").to_markdown(index=False, disable_numparse=True) if len(rows) else "Not run yet."
+
+
+if __name__ == "__main__":
+    main()
