@@ -87,14 +87,12 @@ def _prepare(images: Images, device: str) -> None:
 
 def _train(plan: Planned) -> list[Row]:
     state = TrainState.initial(plan.config, _data.statistics, _worker)
+    same = {**_identity(plan), "device": _worker.device.type}
     rows: list[Row] = []
     try:
-        for metrics in fit(state, _data, plan.config, _worker):
-            rows.append({**_identity(plan), "device": _worker.device.type, **metrics.columns()})
+        rows.extend({**same, **metrics.columns()} for metrics in fit(state, _data, plan.config, _worker))
     except DivergedError:
-        rows.append(
-            {**_identity(plan), "device": _worker.device.type, "epoch": len(rows) + 1, "val_loss": float("nan")}
-        )
+        rows.append({**same, "epoch": len(rows) + 1, "val_loss": float("nan")})
     return rows
 
 

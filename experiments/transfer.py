@@ -1,10 +1,10 @@
 """Does a short training rank configurations like a long one? python -m experiments.transfer
 
 Nine configurations (learning rate and batch size) are trained on 6,000 images of MNIST for 45 epochs, and judged by
-20,000 images held back (with --digits: 700 of scikit-learn's digits, and 737 held back): at a constant learning rate, and with a cosine over 45 and over 10 epochs. Each training also
-averages its weights, so that both, the raw and the averaged ones, are scored after every epoch. The tables give
-Kendall's tau between the loss after a few epochs and the loss at the end of 45. Writes
-docs/results/transfer.csv (transfer-digits.csv), and goes on where that file ends.
+20,000 images held back (with --digits: 700 of scikit-learn's digits, and 737 held back): at a constant learning rate,
+and with a cosine over 45 and over 10 epochs. Each training also averages its weights, so that both, the raw and the
+averaged ones, are scored after every epoch. The tables give Kendall's tau between the loss after a few epochs and the
+loss at the end of 45. Writes docs/results/transfer.csv (transfer-digits.csv), and goes on where that file ends.
 """
 
 import argparse
@@ -99,8 +99,7 @@ def rung_table(rows: pd.DataFrame) -> pd.DataFrame:
         ("cosine, averaged weights", "cosine over 10", "val_loss"),
     ):
         end = _losses(rows, part, SHORT, column)
-        for epoch in (1, 3, 5, 7, 9):
-            found.append(_compared(name, epoch, _losses(rows, part, epoch, column), end))
+        found += [_compared(name, epoch, _losses(rows, part, epoch, column), end) for epoch in (1, 3, 5, 7, 9)]
     return pd.DataFrame(found).set_index("training")
 
 
