@@ -17,11 +17,11 @@ from mnist_ray.config import Hyperparameters
 from mnist_ray.errors import SpecError
 from mnist_ray.record.exports import write_exports
 from mnist_ray.record.lease import owned
+from mnist_ray.record.models import scored_models
 from mnist_ray.record.rundir import RunDir
 from mnist_ray.record.tables import COLUMNS, read_results, results_table
 from mnist_ray.report import tables
 from mnist_ray.report.figures import MOST_CURVES
-from mnist_ray.report.models import scored_models
 from mnist_ray.report.review import Review
 from mnist_ray.report.write import write_report
 from mnist_ray.training.checkpoint import model_from_bytes
