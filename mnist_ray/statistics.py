@@ -137,9 +137,13 @@ class Spread:
     images: float  # of the seeds' mean difference on one image, by the image
 
 
-def expected_half_width(spread: Spread, num_seeds: int, num_images: int) -> float:
-    """Return half of the interval to expect of two configurations, each on `num_seeds` seeds; at least two."""
-    of_seeds, of_images = 2 * spread.seeds**2 / num_seeds, spread.images**2 / num_images
+def expected_half_width(spread: Spread, num_seeds: int, num_images: int, step: float = 0.0) -> float:
+    """Return half of the interval to expect of two configurations, each on `num_seeds` seeds; at least two.
+
+    step: 1 for values that are only 0 or 1.
+    """
+    of_seeds = 2 * spread.seeds**2 / num_seeds
+    of_images = spread.images**2 / num_images + (step / num_images) ** 2
     variance = of_seeds + of_images
     degrees = _degrees(of_seeds, 2 * (num_seeds - 1), variance, num_images)
     return _quantile(degrees, (1 + CONFIDENCE) / 2) * math.sqrt(variance)
