@@ -230,6 +230,14 @@ class Test(_Part):
     also: Annotated[tuple[SecondTest, ...], Field(max_length=1, strict=False)] = ()
 
 
+class Report(_Part):
+    """The rule of the verdict, fixed before anything is known."""
+
+    decided_by: DecidedBy | None = None  # without it the test's counterpart of search.objective
+    equivalence_points: float = Field(0.1, ge=0)  # a smaller difference of accuracy does not matter, in points
+    equivalence_loss: float = Field(0.001, ge=0)  # a smaller difference of loss does not matter
+
+
 class Autoscaling(_Part):
     """The CPUs and GPUs that the cluster's autoscaler may have running at a time, which Ray does not report.
 
@@ -254,6 +262,7 @@ class JobSpec(_Part):
     confirm: Confirm | None = Confirm()
     retrain: Retrain = Retrain()
     test: Test = Test()
+    report: Report = Report()
     max_hours: float | None = Field(None, gt=0)  # of searching, over all sessions of the run
     autoscaling: Autoscaling = Autoscaling()
     max_failures: int = Field(2, ge=0)  # how often a trial, or the retraining, is started again
@@ -298,6 +307,12 @@ class JobSpec(_Part):
     def starting_point(self) -> Hyperparameters:
         """The recipe with the parts of `training`: what a trial has for all that the search does not vary."""
         return Hyperparameters(**self.recipe.model_dump(), **self.training.model_dump())
+
+    @property
+    def decided_by(self) -> DecidedBy:
+        """The quantity that the verdict compares."""
+        followed: dict[Objective, DecidedBy] = {"val_loss": "test_loss", "val_accuracy": "test_accuracy"}
+        return self.report.decided_by or followed[self.search.objective]
 
     def training_config(self, values: Hyperparameters, num_epochs: int, seed: int) -> TrainingConfig:
         return TrainingConfig(

@@ -29,6 +29,7 @@ class DataSet:
     training: Source
     test: Source
     num_training: int = 60_000  # examples of the training half, for a plan that does not read them
+    num_test: int = 10_000  # those of the test half
 
     @property
     def files(self) -> tuple[DataFile, ...]:
@@ -106,6 +107,7 @@ DATA_SETS: Mapping[str, DataSet] = {
         training=DigitsSource(is_test=False, sha256="8bd073a295c3a0edf52f2315c7c28c6e0e33e6b1f90eed8d6a87841617f1431c"),
         test=DigitsSource(is_test=True, sha256="6cfa8e49b3f5c531644398848c85f52a6c35a7706548ca0f93197c4ecbe09dad"),
         num_training=1_437,
+        num_test=360,
     ),
 }
 

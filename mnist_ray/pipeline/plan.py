@@ -11,6 +11,7 @@ from mnist_ray.errors import SpecError
 from mnist_ray.pipeline.capacity import Capacity
 from mnist_ray.record.disk_use import bytes_needed
 from mnist_ray.record.rundir import RunDir, runs_in
+from mnist_ray.statistics import FEWEST_SEEDS, Spread, expected_half_width
 from mnist_ray.storage.disk_space import check_space
 from mnist_ray.storage.files import StoragePath, read, storage_path
 
@@ -129,8 +130,36 @@ def _facts(spec: JobSpec, capacity: Capacity, upload_bytes: int | None) -> Itera
     found = "found" if data.is_present(spec.data.name, folder) else "not there, downloaded when the job needs it"
     yield "data", f"{spec.data.name} in {folder}: {found}"
     yield "disk", f"{bytes_needed(spec) / 1e6:.0f} MB at most, in {storage_path(spec.storage).absolute()}"
+    yield "verdict", _verdict_fact(spec)
     if upload_bytes is not None:
         yield "upload", f"{upload_bytes / 1e6:.1f} MB of the 100 MiB that Ray takes"
+
+
+# Of this network on MNIST: docs/statistics.md says how they were measured.
+SPREAD_OF_LOSS = Spread(seeds=0.0008, images=0.08)
+SPREAD_OF_ACCURACY = Spread(seeds=0.0005, images=0.04)
+
+
+def _verdict_fact(spec: JobSpec) -> str:
+    """Say what decides, how wide an interval to expect, and whether "equivalent" can come out."""
+    by = f"by {spec.decided_by.replace('_', ' ')}"
+    num_seeds, num_images = len(spec.retrain.seeds), data.DATA_SETS[spec.data.name].num_test
+    if not spec.retrain.baseline:
+        return "none, since retrain.baseline is false"
+    if num_seeds < FEWEST_SEEDS:
+        return f"{by}; of these networks alone and never 'equivalent': retrain.seeds has fewer than {FEWEST_SEEDS}"
+    loss = expected_half_width(SPREAD_OF_LOSS, num_seeds, num_images)
+    points = 100 * expected_half_width(SPREAD_OF_ACCURACY, num_seeds, num_images, step=1.0)
+    assumed = "" if spec.data.name == "mnist" else ", if they spread as on MNIST"
+    fact = (
+        f"{by}; 95 % interval of about ±{loss:.4f} of loss and ±{points:.2f} points of accuracy, by {num_seeds} seeds "
+        f"each and {num_images:,} test images{assumed}"
+    )
+    half_width, key, bound = {
+        "test_loss": (loss, "report.equivalence_loss", spec.report.equivalence_loss),
+        "test_accuracy": (points, "report.equivalence_points", spec.report.equivalence_points),
+    }[spec.decided_by]
+    return f"{fact}; 'equivalent' cannot come out, since {key} is {bound:g}" if half_width > bound else fact
 
 
 def _num_retrainings(spec: JobSpec) -> int:

@@ -1,12 +1,11 @@
 """The files that people and other programs open in a run's folder: made from the record, whenever they are wanted."""
 
 import json
-from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from mnist_ray.config import Hyperparameters, JobSpec, dump_spec
-from mnist_ray.record.events import kind_of
+from mnist_ray.record.outcome import outcome_of
 from mnist_ray.record.rundir import RunDir
 from mnist_ray.record.state import RunState
 from mnist_ray.record.study import write_study
@@ -51,7 +50,7 @@ def _write_all(run: RunDir) -> int:
         write_atomic(paths.selected_spec, dump_spec(selected_spec(spec, state.selected.hyperparameters)).encode())
     _write_models(run, state)
     _write_logs(run, state)
-    write_json(paths.outcome, outcome_of(state))  # the last one, so that it says that all are there
+    write_json(paths.outcome, asdict(outcome_of(run)))  # the last one, so that it says that all are there
     return state.num_events
 
 
@@ -89,34 +88,3 @@ def selected_spec(spec: JobSpec, hyperparameters: Hyperparameters) -> JobSpec:
     content["retrain"]["baseline"] = False
     content["name"] = f"{spec.name[:59]}-best"
     return JobSpec.model_validate(content)
-
-
-def outcome_of(state: RunState) -> dict[str, Any]:
-    """Return the content of result.json: counts, the selected configuration, the tested models, the stages."""
-    assert state.started is not None
-    spec, selected = state.started.spec, state.selected
-    statuses = Counter(trial.status or "running" for trial in state.trainings("search"))
-    return {
-        "name": spec.name,
-        "data": spec.data.name,
-        "objective": spec.search.objective,
-        "trials": dict(sorted(statuses.items())),
-        "selected": selected
-        and {
-            "training": selected.training,
-            "hyperparameters": selected.hyperparameters.model_dump(),
-            "score": selected.score,
-        },
-        "tested": {
-            training_id: {
-                name: value for test, scored in tests.items() for name, value in scored.score.columns(test).items()
-            }
-            for training_id, tests in (state.tested.scores if state.tested else {}).items()
-        },
-        "test_opened_at": state.test_opened and state.test_opened.at,
-        "num_events": state.num_events,  # how much of the record this shows
-        "stages": [
-            {"stage": kind_of(type(event)), "at": event.at, "elapsed_s": getattr(event, "elapsed_s", None)}
-            for event in state.stage_events
-        ],
-    }

@@ -12,11 +12,11 @@ import plotly.graph_objects as go
 from optuna import visualization
 
 from mnist_ray.config import Objective
+from mnist_ray.record.predictions import NUM_CLASSES, Predictions
 from mnist_ray.record.timing import TrialTime
 from mnist_ray.report.analysis.batch_sizes import BatchSize
 from mnist_ray.report.analysis.importance import Importances
 from mnist_ray.report.analysis.optimism import Optimism
-from mnist_ray.report.analysis.predictions import NUM_CLASSES, Predictions
 from mnist_ray.report.analysis.scores import cost
 from mnist_ray.report.analysis.search_review import SearchReview
 

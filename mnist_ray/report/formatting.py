@@ -1,7 +1,10 @@
 """Numbers, times and names as a report shows them."""
 
+from collections.abc import Callable, Iterable, Sequence
+
 from mnist_ray.config import Hyperparameters, Recipe, TrainingParts
-from mnist_ray.report.analysis.significance import Interval
+from mnist_ray.record.state import Training
+from mnist_ray.statistics import Interval
 
 HYPERPARAMETERS = tuple(Hyperparameters.model_fields)
 
@@ -30,6 +33,16 @@ def points(difference: float) -> str:
     return f"{100 * difference:+.2f} points".replace("-", "−")
 
 
+def loss_difference(difference: float) -> str:
+    """Return a difference of losses: -0.00123 -> "−0.0012"."""
+    return f"{difference:+.4f}".replace("-", "−")
+
+
+def interval_of(interval: Interval, form: Callable[[float], str]) -> str:
+    """Return an interval of differences: "+0.01 points to +0.12 points"."""
+    return f"{form(interval.low)} to {form(interval.high)}"
+
+
 def epochs(count: int) -> str:
     return f"{count} epoch{'s' if count != 1 else ''}"
 
@@ -45,8 +58,23 @@ def seconds(value: float) -> str:
 
 def hyperparameters_in_words(values: Hyperparameters) -> str:
     """Return the recipe's values and the parts in use: "learning_rate 0.001, ..., schedule cosine, warmup 0.05"."""
-    in_use = [name for name in HYPERPARAMETERS if name in Recipe.model_fields or _is_in_use(values, name)]
-    return ", ".join(f"{name} {number(getattr(values, name))}" for name in in_use)
+    return ", ".join(f"{name} {number(getattr(values, name))}" for name in hyperparameters_in_use([values]))
+
+
+def hyperparameters_in_use(trainings: Iterable[Hyperparameters]) -> list[str]:
+    """Return the recipe's names, and those of the parts that one of the trainings uses, in the order of the spec."""
+    trainings = list(trainings)
+    return [
+        name
+        for name in HYPERPARAMETERS
+        if name in Recipe.model_fields or any(_is_in_use(values, name) for values in trainings)
+    ]
+
+
+def columns_in_use(columns: Sequence[str], trainings: Iterable[Training]) -> list[str]:
+    """Return a table's columns without the hyperparameters that no training uses."""
+    shown = hyperparameters_in_use(training.config for training in trainings)
+    return [name for name in columns if name not in HYPERPARAMETERS or name in shown]
 
 
 def _is_in_use(values: Hyperparameters, part: str) -> bool:

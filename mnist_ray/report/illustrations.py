@@ -6,12 +6,12 @@ from datetime import UTC
 import numpy as np
 import plotly.graph_objects as go
 
+from mnist_ray.record.models import retrained_models
 from mnist_ray.record.study import study_of
 from mnist_ray.record.timing import training_times
 from mnist_ray.report import figures
 from mnist_ray.report.analysis.search_review import SearchReview
 from mnist_ray.report.formatting import heading, percent
-from mnist_ray.report.models import retrained_models
 from mnist_ray.report.review import Review
 
 MOST_TIMED = 200  # trainings in the figure of times

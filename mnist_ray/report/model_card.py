@@ -3,10 +3,10 @@
 from jinja2 import Environment, StrictUndefined
 
 from mnist_ray import __version__
-from mnist_ray.report.analysis.predictions import NUM_BINS
+from mnist_ray.record.models import RetrainedModel
+from mnist_ray.record.predictions import NUM_BINS
 from mnist_ray.report.analysis.significance import wilson
 from mnist_ray.report.formatting import hyperparameters_in_words, interval_in_percent, percent
-from mnist_ray.report.models import RetrainedModel
 from mnist_ray.report.page import page_file
 from mnist_ray.report.review import Review
 

@@ -7,14 +7,15 @@ import pandas as pd
 from mnist_ray.config import JobSpec
 from mnist_ray.errors import SpecError
 from mnist_ray.record.events import SessionStarted
+from mnist_ray.record.judgement import Ensemble, ensembles
+from mnist_ray.record.models import RetrainedModel, retrained_models
+from mnist_ray.record.predictions import Predictions, predictions
 from mnist_ray.record.rundir import RunDir
 from mnist_ray.record.state import RunState, Training
 from mnist_ray.record.tables import STAGES, history_table, results_table
 from mnist_ray.report.analysis.importance import Importances, importances
-from mnist_ray.report.analysis.predictions import Predictions, predictions
 from mnist_ray.report.analysis.search_review import SearchReview, review_search
 from mnist_ray.report.analysis.verdict import Verdict, verdict
-from mnist_ray.report.models import RetrainedModel, retrained_models
 from mnist_ray.report.summary import summary_lines
 
 
@@ -31,6 +32,7 @@ class Review:
     table: pd.DataFrame  # as results_table has it
     history: pd.DataFrame  # as history_table has it
     model: RetrainedModel | None  # the model that people take away; None before it is tested
+    ensembles: list[Ensemble]  # of the sides with two or more tested models
     predictions: Predictions | None  # that model's, on the test split
 
     @classmethod
@@ -53,6 +55,7 @@ class Review:
             results_table(state),
             history_table(state),
             model,
+            ensembles(run),
             predictions(run, model.training.id) if model else None,
         )
 
@@ -62,7 +65,7 @@ class Review:
 
     def summary(self) -> list[str]:
         """Return the lines for a terminal."""
-        return summary_lines(self.state, self.verdict, self.search)
+        return summary_lines(self.state, self.verdict, self.search, self.ensembles)
 
     def trainings(self) -> list[Training]:
         return [training for stage in STAGES for training in self.state.trainings(stage)]

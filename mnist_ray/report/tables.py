@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,14 +12,25 @@ import pandas as pd
 from PIL import Image
 
 from mnist_ray.config import SecondTest
+from mnist_ray.metrics import Score
+from mnist_ray.record.judgement import Ensemble
+from mnist_ray.record.models import RetrainedModel, retrained_models
+from mnist_ray.record.predictions import NUM_CLASSES, Predictions, images_of_test, predictions
 from mnist_ray.record.rundir import RunDir
 from mnist_ray.record.state import Training
 from mnist_ray.record.tables import HISTORY_COLUMNS
 from mnist_ray.record.timing import stage_times, training_times
-from mnist_ray.report.analysis.predictions import NUM_CLASSES, Predictions, images_of_test, predictions
 from mnist_ray.report.analysis.significance import wilson
-from mnist_ray.report.formatting import HYPERPARAMETERS, heading, interval_in_percent, number, percent, seconds
-from mnist_ray.report.models import RetrainedModel, retrained_models
+from mnist_ray.report.formatting import (
+    HYPERPARAMETERS,
+    columns_in_use,
+    heading,
+    hyperparameters_in_use,
+    interval_in_percent,
+    number,
+    percent,
+    seconds,
+)
 from mnist_ray.report.review import Review
 
 MOST_IN_GALLERY = 120
@@ -35,32 +47,44 @@ class Table:
 
 # --- the models ----------------------------------------------------------------------------------------------------
 
-MODEL_HEADINGS = [
-    "role", "seed", *map(heading, HYPERPARAMETERS), "epochs", "test accuracy", "95 % interval", "right", "loss", "ECE",
-    "training",
-]  # fmt: skip
-
 
 def models(review: Review) -> Table:
-    """Return one row for each retrained model."""
-    return Table(MODEL_HEADINGS, [_model_row(review.run, model) for model in retrained_models(review.state)])
+    """Return one row for each retrained model, then one for each ensemble of a side's seeds."""
+    retrained = retrained_models(review.state)
+    shown = hyperparameters_in_use(model.training.config for model in retrained)
+    headings = [
+        "role", "seed", *map(heading, shown), "epochs", "test accuracy", "95 % interval", "right", "loss", "ECE",
+        "training",
+    ]  # fmt: skip
+    rows = [_model_row(review.run, model, shown) for model in retrained]
+    rows += [_ensemble_row(each, shown) for each in review.ensembles]
+    return Table(headings, rows)
 
 
-def _model_row(run: RunDir, model: RetrainedModel) -> list[str]:
+def _model_row(run: RunDir, model: RetrainedModel, shown: Sequence[str]) -> list[str]:
     training, score = model.training, model.scores.get("test")
     scored = [training.status or "running", "", "", "", ""]
     if score is not None:
-        found = predictions(run, training.id)
-        scored = [
-            percent(score.accuracy),
-            interval_in_percent(wilson(score.num_correct, score.num_examples)),
-            f"{score.num_correct:,} of {score.num_examples:,}",
-            f"{score.loss:.4f}",
-            percent(found.calibration_error()) if found else "",
-        ]
-    values = [number(getattr(training.config, name)) for name in HYPERPARAMETERS]
+        scored = _scored(score, predictions(run, training.id))
+    values = [number(getattr(training.config, name)) for name in shown]
     identity = [model.side, str(training.config.seed), *values, str(training.epochs_done)]
     return [*identity, *scored, seconds(training.elapsed_s)]
+
+
+def _ensemble_row(ensemble: Ensemble, shown: Sequence[str]) -> list[str]:
+    seeds = ", ".join(map(str, ensemble.seeds))
+    scored = _scored(ensemble.predictions.score, ensemble.predictions)
+    return [ensemble.label, seeds, *("" for _ in shown), "", *scored, ""]
+
+
+def _scored(score: Score, found: Predictions | None) -> list[str]:
+    return [
+        percent(score.accuracy),
+        interval_in_percent(wilson(score.num_correct, score.num_examples)),
+        f"{score.num_correct:,} of {score.num_examples:,}",
+        f"{score.loss:.4f}",
+        percent(found.calibration_error()) if found else "",
+    ]
 
 
 def second_test_lines(review: Review, name: SecondTest) -> list[str]:
@@ -104,9 +128,10 @@ def trainings(review: Review) -> TrainingsTable:
     """Return one row for each training, MOST_ROWS at most."""
     shown = _shown(review.table)
     num_missing = len(review.table) - len(shown)
+    columns = columns_in_use(ROW_COLUMNS, review.trainings())
     return TrainingsTable(
-        [ROW_HEADINGS.get(name, heading(name)) for name in ROW_COLUMNS],
-        [[_cell(str(name), value) for name, value in row.items()] for row in shown[ROW_COLUMNS].to_dict("records")],
+        [ROW_HEADINGS.get(name, heading(name)) for name in columns],
+        [[_cell(str(name), value) for name, value in row.items()] for row in shown[columns].to_dict("records")],
         f"{num_missing:,} trials more are in results.csv." if num_missing else "",
     )
 

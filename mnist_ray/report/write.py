@@ -22,7 +22,8 @@ def write_report(run: RunDir) -> Review:
     """Write report.html, results.md and model/ into the run's folder. Raises SpecError, CorruptFileError, OSError."""
     review = Review.of(run)
     write_atomic(run.paths.report, report_html(review))
-    write_atomic(run.paths.results_markdown, results_markdown(review.state, review.verdict, review.search).encode())
+    markdown = results_markdown(review.state, review.verdict, review.search, review.ensembles)
+    write_atomic(run.paths.results_markdown, markdown.encode())
     if review.model is not None:
         training_id = review.model.training.id
         weights = run.model(training_id)

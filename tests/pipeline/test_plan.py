@@ -18,7 +18,8 @@ TWO = Capacity(2, 0)
 
 
 def a_spec(storage: Path, **changes: Any) -> JobSpec:
-    return parse_spec({"data": {"name": "mnist", "dir": str(storage)}, "storage": str(storage), **changes})
+    data = {"name": "mnist", "dir": str(storage)} | changes.pop("data", {})
+    return parse_spec({"data": data, "storage": str(storage), **changes})
 
 
 def facts(found: Plan) -> dict[str, str]:
@@ -89,6 +90,22 @@ def test_earlier_run_gives_the_speed(tmp_path: Path) -> None:
     assert "from run earlier" in facts(found)["speed"]
     assert [each.stage for each in found.estimates] == ["search", "confirm", "retrain"]
     assert "not known" in facts(plan(a_spec(tmp_path), TWO))["speed"]  # it was on digits
+
+
+def test_plan_foresees_the_verdict(tmp_path: Path) -> None:
+    def fact(num_seeds: int, **changes: Any) -> str:
+        return facts(plan(a_spec(tmp_path, retrain={"seeds": list(range(num_seeds))}, **changes), TWO))["verdict"]
+
+    assert fact(5).startswith("by test loss; 95 % interval of about ±0.00")
+    assert "5 seeds each and 10,000 test images" in fact(5) and "as on MNIST" not in fact(5)
+    assert "'equivalent' cannot come out, since report.equivalence_loss is 0.0001" in fact(
+        5, report={"equivalence_loss": 0.0001}
+    )
+    assert "cannot come out" not in fact(5, report={"equivalence_loss": 0.1})
+    assert "never 'equivalent'" in fact(2)
+    digits = fact(5, data={"name": "digits"}, report={"decided_by": "test_accuracy"})
+    assert "360 test images, if they spread as on MNIST" in digits
+    assert "since report.equivalence_points is 0.1" in digits, "an image is 0.28 points"
 
 
 def test_early_stopping_shortens_the_expectation() -> None:

@@ -6,8 +6,8 @@ import pytest
 
 from mnist_ray import LocalBackend, RunDir, SpecError, data, parse_spec, run_job
 from mnist_ray.record.events import kind_of
+from mnist_ray.record.predictions import images_of_test, predictions
 from mnist_ray.record.tables import results_table
-from mnist_ray.report.analysis.predictions import images_of_test, predictions
 from mnist_ray.report.write import write_report
 from tests.small_job import small_spec, use_few_images
 

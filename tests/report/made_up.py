@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 from safetensors.numpy import save
+from scipy.special import log_softmax
 
 from mnist_ray import __version__
 from mnist_ray.config import Hyperparameters, JobSpec, Role, Status, TrainingConfig, parse_spec
@@ -264,7 +265,8 @@ class Maker:
         content = io.BytesIO()
         np.save(content, logits, allow_pickle=False)
         num_correct = int((logits.argmax(axis=1) == labels).sum())
-        return TestScore(Score(0.05, num_correct, NUM_TEST), self._writer.put_blob(content.getvalue(), "logits"))
+        loss = -float(log_softmax(logits.astype(np.float64), axis=1)[np.arange(NUM_TEST), labels].mean())
+        return TestScore(Score(loss, num_correct, NUM_TEST), self._writer.put_blob(content.getvalue(), "logits"))
 
 
 def training_events(created: TrainingCreated, losses: Sequence[float]) -> list[Event]:

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -9,19 +10,21 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from plotly.offline import get_plotlyjs
 
-from mnist_ray.config import Hyperparameters
+from mnist_ray.config import Hyperparameters, Recipe, TrainingParts
 from mnist_ray.errors import SpecError
 from mnist_ray.record.exports import write_exports
 from mnist_ray.record.lease import owned
+from mnist_ray.record.models import scored_models
 from mnist_ray.record.rundir import RunDir
 from mnist_ray.record.tables import COLUMNS, read_results, results_table
 from mnist_ray.report import tables
 from mnist_ray.report.figures import MOST_CURVES
-from mnist_ray.report.models import scored_models
+from mnist_ray.report.formatting import number
 from mnist_ray.report.review import Review
 from mnist_ray.report.write import write_report
 from mnist_ray.training.checkpoint import model_from_bytes
@@ -118,6 +121,33 @@ def test_verdict_stands_everywhere(run: RunDir) -> None:
     assert f"verdict: {sentence}" in review.summary()
 
 
+def test_ensemble_has_a_row_of_its_own(run: RunDir) -> None:
+    """Three networks that err on different images are right together."""
+    review = write_report(run)
+    ensemble = next(each for each in review.ensembles if each.side == "selected configuration")
+    score = ensemble.predictions.score
+    assert score.num_correct > max(each.score.num_correct for each in scored_models(run.state, "selected"))
+    right = f"{score.num_correct:,} of {score.num_examples:,}"
+    assert any(row[:2] == [ensemble.label, "0, 1, 2"] and right in row for row in tables.models(review).rows)
+    assert re.search(rf"\| {ensemble.label} .*\| {score.num_correct} ", run.paths.results_markdown.read_text())
+    assert any(line.startswith(f"{ensemble.label} of seeds 0, 1, 2: test ") for line in review.summary())
+
+
+def test_verdict_is_readable_by_programs(run: RunDir) -> None:
+    write_exports(run.path)
+    outcome = json.loads(run.paths.outcome.read_text())
+    verdict = outcome["verdict"]
+    assert (verdict["kind"], verdict["decided_by"], verdict["reason"]) == ("better", "test_loss", None)
+    for name, judged in verdict["quantities"].items():
+        found = judged["difference"]
+        assert found["interval"]["low"] < found["value"] < found["interval"]["high"], name
+        assert (found["method"], found["num_seeds"], found["num_images"]) == ("seeds and images", [3, 3], 2000)
+        assert found["smallest_detectable"] > 0 and judged["outcome"] == "better"
+    assert [each["side"] for each in outcome["ensembles"]] == ["selected configuration", "baseline"]
+    assert outcome["ensembles"][0]["seeds"] == [0, 1, 2]
+    assert outcome["ensembles"][0]["scores"]["test_accuracy"] > 0.98
+
+
 @pytest.mark.parametrize("until", ["searched", "confirmed", "selected", "retrained"])
 def test_missing_stages_are_named(tmp_path: Path, until: Until) -> None:
     made = make_up(made_up_spec(tmp_path), until=until)
@@ -166,15 +196,22 @@ def test_exported_model_has_the_first_seed(run: RunDir) -> None:
     assert f"{100 * first.score.accuracy:.2f} %" in card and f"{first.score.num_correct:,} of" in card
 
 
-def test_every_hyperparameter_is_shown(run: RunDir) -> None:
+@pytest.mark.parametrize("training", [{}, {"schedule": "cosine", "ema": 0.1, "weight_decay": 0.01, "augment": 1.0}])
+def test_hyperparameters_in_use_are_shown(tmp_path: Path, training: dict[str, Any]) -> None:
+    """Those of the recipe, and those that some training uses."""
+    run = make_up(made_up_spec(tmp_path, training=training))
+    write_report(run)
+    shown = [*Recipe.model_fields, *(TrainingParts.model_fields if training else [])]
     page, markdown = run.paths.report.read_text(), run.paths.results_markdown.read_text()
     card = (run.paths.model_folder / "README.md").read_text()
-    first = run.state.trainings("retrain")[-1].config
+    first = next(each.config for each in run.state.trainings("retrain") if "trial" in each.id)
     for name in Hyperparameters.model_fields:
-        assert page.count(f">{name.replace('_', ' ')}<") == 2  # the models' table and that of all trainings
-        assert markdown.count(f" {name} ") >= 3
-        assert f"{name} {getattr(first, name):.4g}" in card
-        assert all(name in line for line in Review.of(run).summary() if "(seed " in line)
+        # The models' table and that of all trainings, or neither.
+        assert page.count(f">{name.replace('_', ' ')}<") == (2 if name in shown else 0), name
+        assert (markdown.count(f" {name} ") >= 3) == (name in shown), name
+        assert (f"{name} {number(getattr(first, name))}" in card) == (name in shown), name
+    selected = [line for line in Review.of(run).summary() if line.startswith("selected configuration (seed ")]
+    assert all(name in line for name in shown for line in selected)
 
 
 def test_long_table_keeps_complete_trials(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:

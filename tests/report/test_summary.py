@@ -5,14 +5,20 @@ from pathlib import Path
 
 import pytest
 
-from mnist_ray.config import parse_spec
+from mnist_ray.config import Recipe, parse_spec
 from mnist_ray.record.events import EpochReported, Event
 from mnist_ray.record.rundir import RunDir
 from mnist_ray.report.analysis.search_review import review_search
 from mnist_ray.report.analysis.verdict import verdict
+from mnist_ray.report.formatting import HYPERPARAMETERS
 from mnist_ray.report.summary import RETRAINED_COLUMNS, TRIAL_COLUMNS, results_markdown, summary_lines
 from tests.record.a_whole_run import REASONS, write_a_whole_run
 from tests.record.examples import created, ended, metrics, started, write
+
+RETRAINED, TRIALS = (
+    [name for name in columns if name in Recipe.model_fields or name not in HYPERPARAMETERS]
+    for columns in (RETRAINED_COLUMNS, TRIAL_COLUMNS)
+)
 
 
 @pytest.fixture(scope="module")
@@ -41,18 +47,18 @@ def trials_of(markdown: str) -> list[list[str]]:
 def test_tables_keep_their_shape(run: RunDir) -> None:
     """Whatever a reason holds."""
     rows = rows_of(markdown_of(run))
-    assert {len(row) for row in rows} == {len(RETRAINED_COLUMNS), len(TRIAL_COLUMNS)}
+    assert {len(row) for row in rows} == {len(RETRAINED), len(TRIALS)}
     by_id = {row[0]: row for row in rows}
     for number, reason in enumerate(REASONS, start=5):
         assert by_id[f"trial-{number:04d}"][-1] == " ".join(reason.split())
-    selected = dict(zip(RETRAINED_COLUMNS, by_id["selected"], strict=True))
+    selected = dict(zip(RETRAINED, by_id["selected"], strict=True))
     assert (selected["test_accuracy"], selected["test_correct"]) == ("99.17 %", "357")
 
 
 def test_tested_and_best_come_first(run: RunDir) -> None:
     text = markdown_of(run)
     assert text.index("## Retrained models") < text.index("## Trials, best first")
-    trials = [dict(zip(TRIAL_COLUMNS, row, strict=True)) for row in trials_of(text)]
+    trials = [dict(zip(TRIALS, row, strict=True)) for row in trials_of(text)]
     assert len(trials) == len(run.state.trainings("search"))
     statuses = [trial["status"] for trial in trials]
     assert statuses == sorted(statuses, key=lambda status: status != "complete")

@@ -4,12 +4,12 @@ from collections.abc import Iterable
 from statistics import fmean
 
 from mnist_ray.config import Hyperparameters, JobSpec
+from mnist_ray.record.models import scored_models
 from mnist_ray.record.selection import last_score
 from mnist_ray.record.state import RunState, Training
 from mnist_ray.report.analysis.findings import Finding
 from mnist_ray.report.analysis.scores import cost
 from mnist_ray.report.formatting import epochs, points
-from mnist_ray.report.models import scored_models
 
 
 def describe_carry_over(state: RunState, spec: JobSpec) -> list[Finding]:

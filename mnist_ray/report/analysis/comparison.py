@@ -3,21 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+import numpy as np
+
 from mnist_ray.config import flat_spec
+from mnist_ray.record.judgement import Judgement, judge, predictions_of
+from mnist_ray.record.models import scored_models
 from mnist_ray.record.rundir import RunDir
 from mnist_ray.record.state import RunState
-from mnist_ray.report.analysis.predictions import predictions
-from mnist_ray.report.analysis.significance import (
-    FEWEST_SEEDS,
-    Difference,
-    mcnemar,
-    of_proportions,
-    paired_over_seeds,
-    unpaired_over_seeds,
-    wilson,
-)
-from mnist_ray.report.formatting import hyperparameters_in_words, interval_in_percent, percent, points
-from mnist_ray.report.models import scored_models
+from mnist_ray.report.analysis.significance import wilson
+from mnist_ray.report.analysis.verdict import in_words
+from mnist_ray.report.formatting import hyperparameters_in_words, interval_in_percent, percent
 
 # The name and the folders of a run are no differences between runs.
 NOT_COMPARED = frozenset({"name", "storage", "data.dir"})
@@ -29,16 +24,19 @@ class Comparison:
 
     run: str
     inputs: list[str]  # what differs, a line each
-    difference: Difference | None  # of test accuracy, this run's less the first's; None if they are not compared
+    judgement: Judgement | None  # of this run's selected configuration against the first's; None if not compared
     sentence: str
 
     @property
     def is_worse(self) -> bool:
-        return self.difference is not None and self.difference.is_real and self.difference.value < 0
+        return self.judgement is not None and self.judgement.kind == "worse"
 
 
 def compare(runs: Sequence[RunDir]) -> list[Comparison]:
-    """Compare every run but the first with the first, by their selected configurations. Raises CorruptFileError."""
+    """Compare every run but the first with the first: their selected configurations, by the first one's rule.
+
+    Raises CorruptFileError.
+    """
     first, *others = runs
     return [_compared(first, other) for other in others]
 
@@ -67,40 +65,28 @@ def _outcome(run: RunDir) -> str:
 
 
 def _compared(first: RunDir, other: RunDir) -> Comparison:
-    difference, note = _difference(first, other)
     before, after = _inputs(first.state), _inputs(other.state)
     changed = [key for key in before | after if before.get(key) != after.get(key)]
     inputs = [f"{key}: {before.get(key)} -> {after.get(key)}" for key in changed]
-    if difference is None:
-        return Comparison(other.path.name, inputs, None, note)
-    interval = difference.interval
-    evidence = (
-        f"{points(difference.value)} of test accuracy (95 % interval {points(interval.low)} to "
-        f"{points(interval.high)}, {difference.method}, p = {difference.p_value:.2g})"
-    )
-    result = ("better" if difference.value > 0 else "worse") if difference.is_real else "no more than noise"
-    return Comparison(other.path.name, inputs, difference, f"{result}: {evidence}{note}")
+    judged = _judged(first, other)
+    if isinstance(judged, str):
+        return Comparison(other.path.name, inputs, None, f"not compared: {judged}")
+    sentence = in_words(judged, f"{other.path.name}'s configuration", f"{first.path.name}'s")
+    return Comparison(other.path.name, inputs, judged, f"{judged.kind}: {sentence}")
 
 
-def _difference(first: RunDir, other: RunDir) -> tuple[Difference | None, str]:
-    """Return the difference with a note on how far it reaches, or None with the reason."""
-    sides = [{model.seed: model for model in scored_models(run.state, "selected")} for run in (other, first)]
-    if not all(sides):
-        return None, "not compared: not both are tested"
+def _judged(first: RunDir, other: RunDir) -> Judgement | str:
+    """Return the judgement, or the reason why the runs cannot be compared."""
+    if not all(scored_models(run.state, "selected") for run in (first, other)):
+        return "not both are tested"
     if _training_data(first.state) != _training_data(other.state):
-        return None, "not compared: they were trained on different data"
-    accuracies = [{seed: model.score.accuracy for seed, model in side.items()} for side in sides]
-    shared = sorted(accuracies[0].keys() & accuracies[1].keys())
-    if len(shared) >= FEWEST_SEEDS:
-        return paired_over_seeds(*([side[seed] for seed in shared] for side in accuracies)), ""
-    if min(map(len, accuracies)) >= FEWEST_SEEDS:
-        return unpaired_over_seeds(*(list(side.values()) for side in accuracies)), ""
-    note = "; fewer than three seeds: of these networks only"
-    model, reference = (next(iter(side.values())) for side in sides)
-    predicted, expected = predictions(other, model.id), predictions(first, reference.id)
-    if predicted is not None and expected is not None and (predicted.labels == expected.labels).all():
-        return mcnemar(predicted.is_right, expected.is_right), note
-    return of_proportions(*((each.score.num_correct, each.score.num_examples) for each in (model, reference))), note
+        return "they were trained on different data"
+    found, reference = (predictions_of(run, "selected") for run in (other, first))
+    if not found or not reference or not np.array_equal(found[0].labels, reference[0].labels):
+        return "the records do not hold answers on the same test images"
+    assert first.state.started is not None
+    spec = first.state.started.spec
+    return judge(found, reference, spec.report, spec.decided_by)
 
 
 def _training_data(state: RunState) -> str | None:

@@ -1,123 +1,102 @@
 """The verdict on a run: whether the selected configuration is better than the baseline, as far as the evidence goes."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import get_args
 
+from mnist_ray.config import DecidedBy
+from mnist_ray.record.judgement import JudgedQuantity, Judgement, Kind, judge_run
 from mnist_ray.record.rundir import RunDir
-from mnist_ray.report.analysis.predictions import predictions
-from mnist_ray.report.analysis.significance import (
-    CONFIDENCE,
-    FEWEST_SEEDS,
-    MOST_SEEDS,
-    Difference,
-    mcnemar,
-    paired_over_seeds,
-)
-from mnist_ray.report.formatting import points
-from mnist_ray.report.models import scored_models
+from mnist_ray.report.formatting import heading, interval_of, loss_difference, points
+from mnist_ray.statistics import FEWEST_SEEDS, Difference
 
-Kind = Literal["better", "worse", "no real difference", "same configuration", "not compared", "not tested yet"]
+EQUIVALENCE_KEY: dict[DecidedBy, str] = {
+    "test_loss": "report.equivalence_loss",
+    "test_accuracy": "report.equivalence_points",
+}
+FORMAT: dict[DecidedBy, Callable[[float], str]] = {"test_loss": loss_difference, "test_accuracy": points}
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A judgement, with the sentence that a user reads."""
+    """A judgement, with the sentences that a user reads."""
 
-    kind: Kind
+    judgement: Judgement
     sentence: str
-    difference: Difference | None = None  # of test accuracy, the selected configuration's less the baseline's
+
+    @property
+    def kind(self) -> Kind:
+        return self.judgement.kind
 
 
 def verdict(run: RunDir) -> Verdict:
     """Judge a run as far as it is. Raises CorruptFileError."""
-    state = run.state
-    if state.tested is None or state.selected is None:
-        return Verdict("not tested yet", "No verdict yet: the test split has not been scored.")
-    if state.selected.training is None:
-        return Verdict("not compared", "No verdict: nothing was searched, the baseline alone was trained and tested.")
-    if any(plan.role == "selected = baseline" for plan in state.selected.retrainings):
-        return Verdict(
-            "same configuration", "No difference: the search found nothing that validation prefers to the baseline."
+    judgement = judge_run(run)
+    if judgement.kind == "not tested yet":
+        return Verdict(judgement, f"No verdict yet: {judgement.reason}.")
+    if judgement.kind == "not compared":
+        return Verdict(judgement, f"No verdict: {judgement.reason}, so nothing says whether tuning helped.")
+    if judgement.kind == "same recipe":
+        return Verdict(judgement, f"Same recipe: {judgement.reason}, so the baseline is what was selected.")
+    return Verdict(judgement, in_words(judgement, "the selected configuration", "the baseline"))
+
+
+def in_words(judgement: Judgement, first: str, second: str) -> str:
+    """Return a judgement that compared something: the conclusion, both quantities, and what could have been seen."""
+    name = judgement.decided_by
+    decisive = judgement.quantities[name]
+    ((other_name, other),) = (each for each in judgement.quantities.items() if each[0] != name)
+    conclusion = {
+        "better": f"{first} is better than {second} in {heading(name)}",
+        "worse": f"{first} is worse than {second} in {heading(name)}",
+        "equivalent": f"{first} and {second} are equivalent in {heading(name)}",
+        "undecided": f"Undecided whether {first} is better or worse than {second} in {heading(name)}",
+    }[decisive.outcome]
+    sentences = [
+        f"{conclusion[0].upper()}{conclusion[1:]} ({evidence(name, decisive.difference)})",
+        f"{heading(other_name).capitalize()}: {evidence(other_name, other.difference)}, by itself {other.outcome}",
+        *_remarks(name, decisive),
+        _detectable(judgement),
+    ]
+    return ". ".join(sentences) + "."
+
+
+def evidence(name: DecidedBy, found: Difference) -> str:
+    """Return the size of a difference with its interval."""
+    p_value = "" if found.p_value is None else f", sign flips over images p = {found.p_value:.2g}"
+    return f"{FORMAT[name](found.value)}, 95 % interval {interval_of(found.interval, FORMAT[name])}{p_value}"
+
+
+def seeds_in_words(found: Difference) -> str:
+    """Return the numbers of seeds and images behind a difference."""
+    first, second = found.num_seeds
+    seeds = f"{first} seed{'s' if first > 1 else ''} each" if first == second else f"{first} and {second} seeds"
+    return f"{seeds}, {found.num_images:,} test images"
+
+
+def _remarks(name: DecidedBy, judged: JudgedQuantity) -> list[str]:
+    """Say what limits a conclusion."""
+    found, kind = judged.difference, judged.outcome
+    bound = FORMAT[name](judged.bound).removeprefix("+")
+    remarks = []
+    if kind == "equivalent":
+        remarks.append(f"All of that interval is within ±{bound} ({EQUIVALENCE_KEY[name]})")
+    if kind in ("better", "worse") and found.interval.is_within(judged.bound):
+        remarks.append(f"The difference is certain but small: within ±{bound} ({EQUIVALENCE_KEY[name]})")
+    if min(found.num_seeds) < FEWEST_SEEDS:
+        remarks.append(
+            f"This speaks of these networks: fewer than {FEWEST_SEEDS} seeds say nothing certain about configurations"
         )
-    selected, baseline = (
-        {model.seed: model for model in scored_models(state, side)} for side in ("selected", "baseline")
+    return remarks
+
+
+def _detectable(judgement: Judgement) -> str:
+    """Say which true difference seeds and images like these would show."""
+    loss, accuracy = (
+        FORMAT[name](judgement.quantities[name].difference.smallest_detectable).removeprefix("+")
+        for name in get_args(DecidedBy)
     )
-    seeds = [seed for seed in selected if seed in baseline]
-    if not seeds:
-        missing = (
-            "the baseline was not retrained beside the selected configuration"
-            if selected
-            else "no retraining of the selected configuration ended"
-        )
-        return Verdict("not compared", f"No verdict: {missing}, so nothing says whether tuning helped.")
-    if len(seeds) >= FEWEST_SEEDS:
-        accuracies = ([side[seed].score.accuracy for seed in seeds] for side in (selected, baseline))
-        return _judge_configurations(paired_over_seeds(*accuracies))
-    return _judge_networks(run, [(selected[seed].id, baseline[seed].id) for seed in seeds])
-
-
-def _judge_configurations(difference: Difference) -> Verdict:
-    """Judge the two configurations by several seeds."""
-    evidence = (
-        f"{points(difference.value)} of test accuracy, 95 % interval "
-        f"{points(difference.interval.low)} to {points(difference.interval.high)}, {difference.method}, "
-        f"{difference.num_seeds} seeds"
-    )
-    if not difference.is_real:
-        return Verdict(
-            "no real difference",
-            f"No real difference between the selected configuration and the baseline ({evidence}). "
-            f"{_seeds_to_see(difference)}",
-            difference,
-        )
-    kind: Kind = "better" if difference.value > 0 else "worse"
-    return Verdict(kind, f"The selected configuration is {kind} than the baseline ({evidence}).", difference)
-
-
-def _judge_networks(run: RunDir, pairs: list[tuple[str, str]]) -> Verdict:
-    """Judge the networks of too few seeds. Two pairs must agree, each at half the error (Bonferroni)."""
-    found = []
-    for pair in pairs:
-        first, second = (predictions(run, training_id) for training_id in pair)
-        if first and second:
-            found.append(mcnemar(first.is_right, second.is_right))
-    if not found:
-        return Verdict("not compared", "No verdict: the record does not hold the models' predictions.")
-    evidence = "; ".join(
-        f"{points(each.value)} of test accuracy, 95 % interval {points(each.interval.low)} to "
-        f"{points(each.interval.high)}, exact McNemar p = {each.p_value:.2g}"
-        for each in found
-    )
-    which = "these two networks" if len(found) == 1 else f"the networks of these {len(found)} seeds"
-    agree = len({each.value > 0 for each in found}) == 1
-    if agree and all(each.p_value < (1 - CONFIDENCE) / len(found) for each in found):
-        kind: Kind = "better" if found[0].value > 0 else "worse"
-        return Verdict(
-            kind,
-            f"Of {which} that of the selected configuration is {kind} ({evidence}). Fewer than {FEWEST_SEEDS} seeds "
-            "say nothing certain about the configurations.",
-            found[0],
-        )
-    return Verdict(
-        "no real difference",
-        f"No real difference between {which} ({evidence}); fewer than {FEWEST_SEEDS} seeds say nothing certain about "
-        f"the configurations. {_seeds_to_see(found[0])}",
-        found[0],
-    )
-
-
-def _seeds_to_see(difference: Difference) -> str:
-    """Say how many seeds would show a difference of this size."""
-    if difference.value == 0:
-        return "There is no difference that more seeds could confirm."
-    if difference.seeds_needed is None:
-        return f"Not even {MOST_SEEDS:,} seeds would be likely to show a difference this small."
-    if difference.method == "exact McNemar":
-        return (
-            f"Were a difference of this size real, about {difference.seeds_needed} seeds or more would be needed to "
-            "see it four times out of five."
-        )
     return (
-        f"Were a difference of this size real, it would take about {difference.seeds_needed} seeds to see it four "
-        "times out of five."
+        f"{seeds_in_words(judgement.quantities[judgement.decided_by].difference)}: the smallest true differences that "
+        f"such numbers show four times out of five are {loss} of loss and {accuracy} of accuracy"
     )

@@ -10,6 +10,7 @@ from mnist_ray.report.analysis.verdict import Verdict, verdict
 from tests.report.made_up import Noise, made_up_spec, make_up
 
 QUIET = Noise(accuracy=0.0002)
+WIDE = {"equivalence_points": 5.0, "equivalence_loss": 0.5}
 
 
 def judge(tmp_path: Path, seeds: list[int], selected: float, baseline: float, **changes: Any) -> Verdict:
@@ -19,43 +20,66 @@ def judge(tmp_path: Path, seeds: list[int], selected: float, baseline: float, **
 
 @pytest.mark.parametrize(
     ("selected", "baseline", "kind"),
-    [(0.99, 0.98, "better"), (0.97, 0.98, "worse"), (0.98, 0.98, "no real difference")],
+    [(0.99, 0.98, "better"), (0.97, 0.98, "worse"), (0.98, 0.98, "undecided")],
 )
-def test_three_seeds_judge_configurations(tmp_path: Path, selected: float, baseline: float, kind: str) -> None:
-    found = judge(tmp_path, [0, 1, 2], selected, baseline)
-    assert found.kind == kind
-    assert "paired t over seeds, 3 seeds" in found.sentence
-    assert "95 % interval" in found.sentence
+@pytest.mark.parametrize("decided_by", ["test_loss", "test_accuracy"])
+def test_three_seeds_judge_configurations(
+    tmp_path: Path, selected: float, baseline: float, kind: str, decided_by: str
+) -> None:
+    found = judge(tmp_path, [0, 1, 2], selected, baseline, report={"decided_by": decided_by})
+    assert (found.kind, found.judgement.decided_by) == (kind, decided_by)
+    assert "3 seeds each, 2,000 test images" in found.sentence
+    assert found.sentence.count("95 % interval") == 2, "both quantities are shown"
+    assert "four times out of five" in found.sentence
+    assert "no real difference" not in found.sentence.lower()
+
+
+def test_equal_within_the_bounds_is_equivalent(tmp_path: Path) -> None:
+    found = judge(tmp_path, [0, 1, 2], 0.98, 0.98, report=WIDE)
+    assert found.kind == "equivalent"
+    assert "within ±0.5000 (report.equivalence_loss)" in found.sentence
+
+
+def test_direction_comes_before_equivalence(tmp_path: Path) -> None:
+    """A certain gain is better however small, and the sentence says that it is small."""
+    found = judge(tmp_path, [0, 1, 2], 0.99, 0.98, report=WIDE)
+    assert found.kind == "better"
+    assert "certain but small: within ±0.5000 (report.equivalence_loss)" in found.sentence
+
+
+@pytest.mark.parametrize(("objective", "quantity"), [("val_loss", "test_loss"), ("val_accuracy", "test_accuracy")])
+def test_deciding_quantity_follows_the_objective(tmp_path: Path, objective: str, quantity: str) -> None:
+    found = judge(tmp_path, [0, 1, 2], 0.99, 0.98, search={"objective": objective})
+    assert found.judgement.decided_by == quantity
 
 
 @pytest.mark.parametrize("seeds", [[0], [0, 1]])
 def test_fewer_seeds_judge_networks(tmp_path: Path, seeds: list[int]) -> None:
     found = judge(tmp_path / "real", seeds, 0.99, 0.96)
     assert found.kind == "better"
-    assert "exact McNemar" in found.sentence
-    assert "Fewer than 3 seeds say nothing certain" in found.sentence
-    found = judge(tmp_path / "none", seeds, 0.981, 0.98)
-    assert found.kind == "no real difference"
-    assert "seeds" in found.sentence
+    assert "sign flips over images" in found.sentence
+    assert "This speaks of these networks" in found.sentence
+    found = judge(tmp_path / "none", seeds, 0.981, 0.98, report=WIDE)
+    assert found.kind == "undecided", "two networks are never equivalent"
 
 
-def test_networks_that_disagree_are_no_evidence(tmp_path: Path) -> None:
-    """Each of two pairs has half the error."""
-    assert judge(tmp_path, [0, 1], 0.984, 0.98).kind == "no real difference"
-
-
-def test_seeds_that_would_show_it(tmp_path: Path) -> None:
-    spec = made_up_spec(tmp_path, retrain={"seeds": [0, 1, 2]})
-    found = verdict(make_up(spec, selected_accuracy=0.982, baseline_accuracy=0.98, noise=Noise(accuracy=0.002)))
-    assert found.kind == "no real difference"
-    assert "seeds to see it four times out of five" in found.sentence
+def test_sides_may_differ_in_seeds(tmp_path: Path) -> None:
+    """The comparison is not paired: a seed that failed on one side costs nothing on the other."""
+    run = make_up(made_up_spec(tmp_path, retrain={"seeds": [0, 1, 2, 3]}), selected_accuracy=0.99, noise=QUIET)
+    assert run.state.tested is not None
+    run.state.tested.scores.pop("retrain-baseline-seed-3")
+    found = verdict(run)
+    assert found.judgement.quantities["test_loss"].difference.num_seeds == (4, 3)
+    assert "4 and 3 seeds" in found.sentence
 
 
 def test_baseline_may_be_selected(tmp_path: Path) -> None:
     def baseline_is_best(config: TrainingConfig) -> float:
         return 0.05 + float(config.learning_rate != 0.001)
 
-    assert verdict(make_up(made_up_spec(tmp_path), loss=baseline_is_best)).kind == "same configuration"
+    found = verdict(make_up(made_up_spec(tmp_path), loss=baseline_is_best))
+    assert found.kind == "same recipe"
+    assert "validation found nothing better" in found.sentence
 
 
 def test_missing_baseline_is_not_compared(tmp_path: Path) -> None:

@@ -1,15 +1,19 @@
 """The predictions of the tested models on the test images, read from the record."""
 
 import io
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load
-from scipy.special import softmax
+from scipy.special import log_softmax, logsumexp
 
 from mnist_ray.errors import CorruptFileError
+from mnist_ray.metrics import Score
 from mnist_ray.record.rundir import RunDir
 
 NUM_CLASSES = 10
@@ -41,11 +45,32 @@ class Bin:
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """The predictions of one model on one test."""
+    """The predictions of one model, or of an ensemble, on one test."""
 
     labels: npt.NDArray[np.uint8]  # (N,) 0 to 9
-    predicted: npt.NDArray[np.int64]  # (N,) 0 to 9
-    confidence: npt.NDArray[np.float64]  # (N,) the probability of the predicted class
+    log_probabilities: npt.NDArray[np.float64]  # (N, 10) of the classes
+
+    @cached_property
+    def predicted(self) -> npt.NDArray[np.int64]:
+        """(N,) the most probable class."""
+        predicted: npt.NDArray[np.int64] = self.log_probabilities.argmax(axis=1)
+        return predicted
+
+    @cached_property
+    def confidence(self) -> npt.NDArray[np.float64]:
+        """(N,) the probability of the predicted class."""
+        confidence: npt.NDArray[np.float64] = np.exp(self.log_probabilities.max(axis=1))
+        return confidence
+
+    @property
+    def losses(self) -> npt.NDArray[np.float64]:
+        """(N,) the cross-entropy of each image, in nats."""
+        losses: npt.NDArray[np.float64] = -self.log_probabilities[np.arange(len(self.labels)), self.labels]
+        return losses
+
+    @property
+    def score(self) -> Score:
+        return Score(float(self.losses.mean()), int(self.is_right.sum()), len(self.labels))
 
     @property
     def is_right(self) -> npt.NDArray[np.bool_]:
@@ -108,4 +133,10 @@ def predictions(run: RunDir, training_id: str, test: str = "test") -> Prediction
         raise CorruptFileError(
             f"{run.paths.record}: blob {score.logits[:12]} holds {logits.shape}, not one row for each test image"
         )
-    return Predictions(images.labels, logits.argmax(axis=1), softmax(logits, axis=1).max(axis=1))
+    return Predictions(images.labels, log_softmax(logits, axis=1))
+
+
+def ensemble(members: Sequence[Predictions]) -> Predictions:
+    """Return the predictions of models together: the mean of their probabilities. All are of the same images."""
+    together = logsumexp([each.log_probabilities for each in members], axis=0) - math.log(len(members))
+    return Predictions(members[0].labels, together)

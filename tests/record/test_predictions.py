@@ -7,13 +7,16 @@ import pytest
 from sklearn.metrics import confusion_matrix
 
 from mnist_ray.errors import CorruptFileError
-from mnist_ray.report.analysis.predictions import Predictions, images_of_test, predictions
-from mnist_ray.report.models import retrained_models
+from mnist_ray.record.models import retrained_models
+from mnist_ray.record.predictions import Predictions, ensemble, images_of_test, predictions
 from tests.report.made_up import NUM_TEST, made_up_spec, make_up
 
 
 def some(labels: list[int], predicted: list[int], confidence: list[float]) -> Predictions:
-    return Predictions(np.array(labels, dtype=np.uint8), np.array(predicted), np.array(confidence))
+    """Return predictions of these confidences, above 0.1; the other classes share the rest."""
+    probabilities = np.repeat(((1 - np.array(confidence)) / 9)[:, None], 10, axis=1)
+    probabilities[np.arange(len(labels)), predicted] = confidence
+    return Predictions(np.array(labels, dtype=np.uint8), np.log(np.maximum(probabilities, 1e-300)))
 
 
 def test_calibration_error_by_hand() -> None:
@@ -36,6 +39,21 @@ def test_confusion_matches_scikit_learn() -> None:
     assert (found == confusion_matrix(labels, predicted, labels=range(10))).all()
 
 
+def test_ensemble_takes_the_mean_probability() -> None:
+    """The second model is sure, the first is not: 0.6 and 0.04 for class 1, 0.044 and 0.64 for class 2."""
+    together = ensemble([some([2], [1], [0.6]), some([2], [2], [0.64])])
+    assert together.predicted.tolist() == [2]
+    assert together.confidence[0] == pytest.approx((0.4 / 9 + 0.64) / 2)
+    assert together.losses[0] == pytest.approx(-np.log((0.4 / 9 + 0.64) / 2))
+    assert together.score.num_correct == 1
+
+
+def test_losses_are_cross_entropies() -> None:
+    found = some([3, 1], [3, 0], [0.8, 0.55])
+    assert found.losses == pytest.approx([-np.log(0.8), -np.log(0.05)])
+    assert found.score.loss == pytest.approx(found.losses.mean())
+
+
 def test_predictions_are_read_back(tmp_path: Path) -> None:
     run = make_up(made_up_spec(tmp_path))
     images = images_of_test(run)
@@ -44,7 +62,8 @@ def test_predictions_are_read_back(tmp_path: Path) -> None:
         found = predictions(run, model.training.id)
         assert found is not None
         assert len(found.labels) == NUM_TEST
-        assert int(found.is_right.sum()) == model.scores["test"].num_correct
+        assert found.score.num_correct == model.scores["test"].num_correct
+        assert found.score.loss == pytest.approx(model.scores["test"].loss)
         wrong = np.flatnonzero(~found.is_right)
         assert set(wrong) <= set(images.missed)
         assert images.image(int(wrong[0])).shape == (28, 28)
