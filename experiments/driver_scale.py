@@ -74,7 +74,7 @@ def spec_of(folder: Path, name: str, num_trials: int, **search: Any) -> JobSpec:
             "storage": str(folder),
             "data": {"name": "digits", "num_validation": 180},
             "search": {"num_trials": num_trials, "num_epochs": NUM_EPOCHS, **search},
-            "confirm": None,
+            "final": None,
         }
     )
 

@@ -235,7 +235,10 @@ WRONG_DIMENSIONS: dict[str, tuple[Any, list[str]]] = {
     "half a batch": ({"batch_size": {"low": 1.5, "high": 3}}, ["search.space.batch_size", "1.5", "whole"]),
     "float batch": ({"batch_size": {"choices": [32, 64.0]}}, ["search.space.batch_size holds 64.0", "integer"]),
     "choice twice": ({"batch_size": {"choices": [32, 32]}}, ["search.space.batch_size.choices (32, 32)", "remove it"]),
-    "choice is text": ({"batch_size": {"choices": ["x"]}}, ["search.space.batch_size.choices.0: 'x'", "change it"]),
+    "choice is text": (
+        {"batch_size": {"choices": ["x"]}},
+        ["search.space.batch_size holds 'x'", "integer", "change it"],
+    ),
     "no choice": ({"batch_size": {"choices": []}}, ["search.space.batch_size.choices: []", "at least one"]),
     "no list": ({"batch_size": {"choices": 32}}, ["search.space.batch_size.choices: 32", "must be a list"]),
     "no range": ({"dropout": 0.3}, ["search.space.dropout: 0.3", "keys and values", "change it"]),
@@ -389,8 +392,10 @@ OTHER_VALUES: dict[str, Any] = {
     "training.weight_decay": 0.01,
     "autoscaling.cpus": 8,
     "autoscaling.gpus": 1,
-    "confirm.top_k": 4,
-    "confirm.seeds": 3,
+    "final.top_k": 4,
+    "final.seeds": 3,
+    "final.num_epochs": 30,
+    "final.keep_recipe_within_se": 2.0,
     "test.also": ["qmnist50k"],
     "precision": "bfloat16",
     "kernels": "plain",
@@ -408,11 +413,14 @@ OTHER_VALUES: dict[str, Any] = {
     "search.space.learning_rate.low": 2e-4,
     "search.space.learning_rate.high": 2e-2,
     "search.space.learning_rate.log": False,
+    "search.space.learning_rate.off": 1.0,
     "search.space.dropout.low": 0.1,
     "search.space.dropout.high": 0.5,
     "search.space.dropout.log": True,
+    "search.space.dropout.off": 0.0,
     "search.space.batch_size.choices": [64, 128],
     "search.early_stopping.grace_epochs": 2,
+    "search.early_stopping.grace_steps": 500,
     "search.early_stopping.reduction_factor": 7.5,
     "search.cpus_per_trial": 2,
     "search.gpus_per_trial": 0.5,
@@ -431,8 +439,10 @@ OTHER_VALUES: dict[str, Any] = {
 
 def with_value(key: str, value: Any) -> JobSpec:
     content = a_spec().model_dump(mode="json")
-    if key == "search.space.dropout.log":  # a logarithm needs a low above 0
+    if key in ("search.space.dropout.log", "search.space.dropout.off"):  # a logarithm needs a low above 0
         content["search"]["space"]["dropout"]["low"] = 0.1
+    if key == "search.space.dropout.off":
+        content["search"]["space"]["dropout"]["log"] = True
     if key == "test.also":
         content["data"]["name"] = "mnist"  # digits have no second test
     *parents, last = key.split(".")

@@ -60,8 +60,8 @@ MNIST = Job(
     (
         "search.num_trials=4",
         "search.num_epochs=2",
-        "confirm.top_k=2",
-        "confirm.seeds=1",
+        "final.top_k=2",
+        "final.seeds=1",
         "retrain.num_epochs=2",
         "retrain.seeds=[0]",
     ),

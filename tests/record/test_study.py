@@ -66,12 +66,11 @@ class Simulated:
     def trainings(self) -> list[Training]:
         return self.state.trainings("search")
 
-    def suggest(self) -> dict[str, Any]:
+    def suggest(self) -> Hyperparameters:
         """Begin the trial that the study suggests, and return the suggestion."""
         number = self.study.num_suggested
         suggested = self.study.suggest()
-        values = Hyperparameters(**{**self.spec.starting_point.model_dump(), **suggested})
-        config = self.spec.training_config(values, NUM_EPOCHS, seed=0)
+        config = self.spec.training_config(suggested, NUM_EPOCHS, seed=0)
         training_id = f"trial-{number:04d}"
         self._apply(TrainingCreated(id=training_id, stage="search", config=config, number=number))
         self.running.append(training_id)
@@ -327,7 +326,7 @@ class Searched:
 
 
 def written(simulated: Simulated, path: Path) -> Searched:
-    write_study(path, "example", simulated.spec.search, simulated.trainings)
+    write_study(path, simulated.spec, simulated.trainings)
     return Searched(simulated, path)
 
 
@@ -376,7 +375,7 @@ def test_failed_trials_keep_their_reason(tmp_path: Path, losses: tuple[float, ..
     trials = [a_training("trial-0000", "complete", 0.9, 0.9, 0.9)]
     trials.append(a_training("trial-0001", None, *losses, ended=failure))
     path = tmp_path / "study.sqlite3"
-    write_study(path, "example", SPEC.search, trials)
+    write_study(path, SPEC, trials)
     with opened(path, "example") as study:
         _, failed = study.trials
         assert (failed.state, failed.value) == (TrialState.FAIL, None)
@@ -422,10 +421,10 @@ def test_only_published_epochs_are_studied(tmp_path: Path, unhurried: None) -> N
         writer.publish(created(number=0))
         writer.record(reported())
         searched = tmp_path / "study.sqlite3"
-        write_study(searched, "example", SPEC.search, writer.run.state.trainings("search"))
+        write_study(searched, SPEC, writer.run.state.trainings("search"))
         with opened(searched, "example") as study:
             assert study.trials[0].intermediate_values == {}
         writer.flush()
-        write_study(searched, "example", SPEC.search, writer.run.state.trainings("search"))
+        write_study(searched, SPEC, writer.run.state.trainings("search"))
         with opened(searched, "example") as study:
             assert study.trials[0].intermediate_values == {1: 0.1}
