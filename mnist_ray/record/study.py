@@ -30,7 +30,7 @@ class SearchStudy:
     The study lives in memory and is made from the record at every start. Each suggestion depends on the seed, the
     trial's number and what is in the study, so a search that was interrupted suggests what it would have.
     After a thousand trials TPE is shown a part of them (see shortlist.py). A trial that is no point of the space is in
-    the study without parameters, so that TPE does not learn from it.
+    the study without parameters, and shortlist.py keeps it from TPE.
     """
 
     def __init__(self, spec: JobSpec, trainings: Sequence[Training]) -> None:
@@ -127,7 +127,6 @@ def _sampler(seed: int, search: Search, space: dict[str, BaseDistribution]) -> o
             multivariate=True,
             constant_liar=True,  # trials that still run count as bad, so that parallel ones spread
             n_startup_trials=num_startup_trials(search),
-            warn_independent_sampling=False,
         )
 
 

@@ -119,7 +119,8 @@ def test_failing_trials_are_recorded(tmp_path: Path) -> None:
 
 
 def test_failure_of_all_trials_is_said(tmp_path: Path) -> None:
-    spec = small_spec(tmp_path, search__space={"learning_rate": {"choices": [1e30, 1e31]}}, search__num_trials=2)
+    space = {"learning_rate": {"choices": [1e30, 1e31]}}
+    spec = small_spec(tmp_path, search__space=space, search__num_trials=2, recipe__learning_rate=1e30)
     with pytest.raises(TrainingFailedError, match=r"all 2 trials.*diverged.*log: "):
         run_job(spec, LocalBackend())
 

@@ -37,7 +37,7 @@ def writer(tmp_path: Path) -> Iterator[RunWriter]:
 def controller_of(writer: RunWriter, num_concurrent: int = 1, seconds_left: float | None = None) -> TrialController:
     spec = small_spec(writer.run.path.parent, search__num_trials=6)
     suggested = SuggestedTrials(spec, writer.run.state.trainings("search"))
-    return TrialController(spec, writer, suggested, SuccessiveHalving(spec.search), num_concurrent, seconds_left)
+    return TrialController(spec, writer, suggested, SuccessiveHalving(spec, 60), num_concurrent, seconds_left)
 
 
 def next_task(controller: TrialController) -> TrainingTask:
@@ -195,7 +195,7 @@ def test_poll_raises_takeover(writer: RunWriter) -> None:
     task = next_task(controller)
     other = RunDir(writer.run.path)
     assert other.state.session is not None
-    RunWriter(other, RunTaken(format=4, version="0", host="elsewhere", process=this_process())).close()
+    RunWriter(other, RunTaken(format=5, version="0", host="elsewhere", process=this_process())).close()
     controller.on_epoch(task.id, epoch(1))
     assert isinstance(raised_by_poll(controller), TakenOverError)
     controller.on_epoch(task.id, epoch(2))
