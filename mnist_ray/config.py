@@ -236,6 +236,7 @@ class Retrain(_Part):
     num_epochs: int = Field(45, ge=1)
     seeds: Seeds = (0,)
     baseline: bool = True  # retrain the baseline (`recipe`) too, with the same budget and the same seeds
+    baseline_from: str | None = None  # or take it over from this run (name, folder or address), which retrained it
     workers: Workers = 1  # or [fewest, most]: as many as the cluster has room for, which may change in between
     cpus_per_worker: int = Field(1, ge=1)
     gpus_per_worker: int = Field(0, ge=0, le=1)
@@ -244,6 +245,10 @@ class Retrain(_Part):
     def _distinct_seeds(self) -> Self:
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds {list(self.seeds)} holds one twice: a repeated seed is no evidence, remove it")
+        if self.baseline_from is not None and not self.baseline:
+            raise ValueError(
+                f"baseline_from {self.baseline_from} needs retrain.baseline: true: set it, or leave this out"
+            )
         return self
 
     @property

@@ -231,6 +231,10 @@ WRONG |= {
         ["confirm is no longer", "final: {top_k: 3", "final: null"],
     ),
     "margin without seeds": ({"final": {"seeds": 1}}, ["final.seeds 1", "keep_recipe_within_se 1", "2 seeds or more"]),
+    "baseline from a run and none": (
+        {"retrain": {"baseline": False, "baseline_from": "other"}},
+        ["retrain.baseline_from other", "retrain.baseline: true"],
+    ),
     "searched schedule": (
         {"search": {"space": {"schedule": {"choices": ["constant", "cosine"]}}}},
         ["search.early_stopping", "schedule", "early_stopping: null"],
@@ -488,6 +492,7 @@ OTHER_VALUES: dict[str, Any] = {
     "retrain.num_epochs": 46,
     "retrain.seeds": [1],
     "retrain.baseline": False,
+    "retrain.baseline_from": "another-run",
     "retrain.workers": [1, 2],
     "retrain.cpus_per_worker": 2,
     "retrain.gpus_per_worker": 1,

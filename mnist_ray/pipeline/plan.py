@@ -172,7 +172,9 @@ def _work(spec: JobSpec) -> Iterator[tuple[str, int, set[int]]]:
 
 
 def _num_retrainings(spec: JobSpec) -> int:
-    return len(spec.retrain.seeds) * (2 if spec.retrain.baseline else 1)
+    """Return the trainings of the retraining stage, those that are taken over from another run aside."""
+    with_baseline = spec.retrain.baseline and spec.retrain.baseline_from is None
+    return len(spec.retrain.seeds) * (2 if with_baseline else 1)
 
 
 # --- time --------------------------------------------------------------------------------------------------------

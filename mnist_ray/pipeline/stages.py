@@ -18,6 +18,7 @@ from mnist_ray.pipeline.early_stopping import SuccessiveHalving
 from mnist_ray.pipeline.final_test import score_models
 from mnist_ray.pipeline.provenance import installed_versions, provenance
 from mnist_ray.pipeline.search import PlannedFinal, SuggestedTrials, TrialController, training_task
+from mnist_ray.pipeline.taken_baselines import TakenBaselines
 from mnist_ray.pipeline.tasks import RetrainingEnd, TrainingImages
 from mnist_ray.record.event_log import Numbered
 from mnist_ray.record.events import (
@@ -84,7 +85,10 @@ class Stages:
     """The stages of one run, in one session of its owner."""
 
     def __init__(self, spec: JobSpec, writer: RunWriter, callbacks: CallbackList) -> None:
-        """Load the data. Raises DataError, SpecError where the data are not those that the run began with."""
+        """Load the data. Raises DataError, SpecError where the data are not those that the run began with.
+
+        Raises SpecError too where the run that `retrain.baseline_from` names has another baseline.
+        """
         self._spec = spec
         self._writer = writer
         self._run = writer.run
@@ -100,6 +104,7 @@ class Stages:
                 f"data.name {spec.data.name}: the data or the split are not those that {self._run} began "
                 f"with ({started.data} then, {self._data.facts} now): give the run another name (--name)"
             )
+        self._taken_baselines = TakenBaselines(spec, self._data.facts)
 
     @property
     def _state(self) -> RunState:
@@ -275,6 +280,7 @@ class Stages:
         total = sum(plan.config.num_epochs for plan in still_open)
         self._callbacks.on_stage_start("retrain", total, 0, "epochs")
         with self._timed("retrain") as elapsed:
+            still_open = [plan for plan in still_open if not self._taken_baselines.record(self._writer, plan)]
             for plan in still_open:
                 if state.training(plan.id) is None:
                     self._writer.record(TrainingCreated(id=plan.id, stage="retrain", config=plan.config))

@@ -171,6 +171,7 @@ class TrainingEnded(Event):
     steps: StepMode | None = None  # None where the training did not get that far
     trace: str | None = None  # the traceback of a failure
     model: str | None = None  # the blob of the trained weights, as safetensors
+    taken_from: str | None = None  # RUN/TRAINING where another run trained it (retrain.baseline_from)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -86,7 +86,7 @@ def selected_spec(spec: JobSpec, hyperparameters: Hyperparameters) -> JobSpec:
     content = spec.model_dump()
     for part in ("recipe", "training"):
         content[part] = {name: getattr(hyperparameters, name) for name in content[part]}
-    content["retrain"]["baseline"] = False
+    content["retrain"] |= {"baseline": False, "baseline_from": None}
     content["name"] = f"{spec.name[:59]}-best"
     return JobSpec.model_validate(content)
 

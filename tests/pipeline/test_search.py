@@ -176,6 +176,28 @@ def test_interrupted_trials_stay_open(writer: RunWriter) -> None:
     assert next_task(controller_of(writer)).id == task.id, "and come first in the next session"
 
 
+def test_next_session_decides_the_same(writer: RunWriter) -> None:
+    """Also on trials that were judged before better ones came, and on one whose end was not recorded."""
+    controller = controller_of(writer, num_concurrent=5)
+    ids = [next_task(controller).id for _ in range(5)]
+    losses = [0.9, 0.5, 0.3, 0.2, 0.95]
+    decisions = [controller.on_epoch(each, epoch(1, loss)) for each, loss in zip(ids, losses, strict=True)]
+    assert decisions == [True, True, True, True, False]
+    writer.flush()
+    later = controller_of(writer, num_concurrent=5)
+    assert [next_task(later).id for _ in range(5)] == ids
+    again = {each: later.on_epoch(each, epoch(1, loss)) for each, loss in zip(ids[::-1], losses[::-1], strict=True)}
+    assert [again[each] for each in ids] == decisions
+
+
+def test_fixed_trials_are_not_stopped(writer: RunWriter) -> None:
+    controller = controller_of(writer, num_concurrent=4)
+    recipe, *others = [next_task(controller).id for _ in range(4)]
+    for other in others:
+        controller.on_epoch(other, epoch(1, 0.1))
+    assert controller.on_epoch(recipe, epoch(1, 9.0))
+
+
 # --- errors ------------------------------------------------------------------------------------------------------
 
 
