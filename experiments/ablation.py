@@ -1,9 +1,9 @@
 """What does each part of the tuned training contribute? python -m experiments.ablation SPEC
 
 SPEC describes the tuned training by its `recipe` and `training`, as a run's best.yaml does. It is trained as it is,
-with each part off, with the recipe's own learning rate, dropout and batch size, and as the recipe alone: 30 epochs, two
-seeds, judged by 10,000 training images of MNIST held back. Writes docs/results/ablation.csv, and goes on where that file
-ends.
+with each part off, with the recipe's own learning rate, dropout and batch size, and as the recipe alone: 30 epochs,
+two seeds, judged by 10,000 training images of MNIST held back. Writes docs/results/ablation.csv, and goes on where that
+file ends.
 """
 
 import argparse

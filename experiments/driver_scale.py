@@ -74,7 +74,7 @@ def spec_of(folder: Path, name: str, num_trials: int, **search: Any) -> JobSpec:
             "storage": str(folder),
             "data": {"name": "digits", "num_validation": 180},
             "search": {"num_trials": num_trials, "num_epochs": NUM_EPOCHS, **search},
-            "confirm": None,
+            "final": None,
         }
     )
 
@@ -85,7 +85,7 @@ def measure_simulated(folder: Path, num_trials: int) -> None:
     host, process = socket.gethostname(), this_process()
     taken = RunTaken(format=RECORD_FORMAT, version=__version__, host=host, process=process)
     writer = RunWriter(RunDir(folder / spec.name), taken)
-    controller = TrialController(spec, writer, SuggestedTrials(spec, []), SuccessiveHalving(spec.search), 1)
+    controller = TrialController(spec, writer, SuggestedTrials(spec, []), SuccessiveHalving(spec, 1257), 1)
     creating, recording, num_epochs = [], [], 0
     began = time.process_time()
     while (task := controller.next_task()) is not None:

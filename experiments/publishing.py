@@ -173,7 +173,7 @@ def search_with_timers(spec: JobSpec, backend: TimerBackend, num_slots: int, tim
         return published
 
     run.log.add = timed_add  # type: ignore[method-assign]
-    controller = TrialController(spec, writer, SuggestedTrials(spec, []), SuccessiveHalving(spec.search), num_slots)
+    controller = TrialController(spec, writer, SuggestedTrials(spec, []), SuccessiveHalving(spec, 1257), num_slots)
     with spent_checkpoints_removed(writer):
         backend.run_trials(controller)
         writer.flush()

@@ -31,7 +31,7 @@ def markers(name: str) -> tuple[str, str]:
 
 def test_table() -> str:
     """Return the test results: a row for each tested configuration and each ensemble of its seeds."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for job in JOBS:
         if not (FOLDER / job).exists():
             rows.append({"model": f"`jobs/{job}.yaml`", "seeds": "not run yet"})
@@ -54,7 +54,7 @@ def test_table() -> str:
                         "loss": f"{scores['test_loss']:.4f}",
                     }
                 )
-    claimed = {"model": "what the recipe's author reports", "seeds": 1}
+    claimed: dict[str, Any] = {"model": "what the recipe's author reports", "seeds": 1}
     claimed |= {"accuracy": _percent(PUBLISHED["accuracy"]), "loss": f"{PUBLISHED['loss']:.4f}"}
     return _markdown(pd.DataFrame([claimed, *rows]))
 

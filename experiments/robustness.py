@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from mnist_ray import data
 from mnist_ray.record.rundir import RunDir
-from mnist_ray.report.models import retrained_models
+from mnist_ray.record.models import retrained_models
 from mnist_ray.storage.files import storage_path
 from mnist_ray.training.checkpoint import model_from_bytes
 from mnist_ray.training.evaluation import logits_of, score_of

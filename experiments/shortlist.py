@@ -52,7 +52,7 @@ def selected_loss(spec: JobSpec, latest: int) -> float:
     study, noise = SearchStudy(spec, []), np.random.default_rng(spec.seed)
     best, best_values = math.inf, spec.baseline
     for number in range(spec.search.num_trials):
-        values = Hyperparameters(**{**spec.starting_point.model_dump(), **study.suggest()})
+        values = study.suggest()
         loss = loss_of(values) + NOISE * float(noise.standard_normal())
         study.tell(ended_trial(spec, number, values, loss))
         if loss < best:

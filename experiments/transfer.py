@@ -111,12 +111,14 @@ def _losses(rows: pd.DataFrame, part: str, epoch: int, column: str) -> pd.Series
 
 def _compared(name: str, epoch: int, early: pd.Series, late: pd.Series) -> dict[str, object]:
     late = late[early.index]
+    chosen = int(early.argmin())
+    learning_rate, batch_size = early.index[chosen]
     return {
         "training": name,
         "after epoch": epoch,
         "Kendall's tau": round(float(stats.kendalltau(early, late).statistic), 2),
-        "its choice": "rate {:g}, batch {:d}".format(*early.idxmin()),
-        "the choice's cost in loss": round(float(late[early.idxmin()] - late.min()), 4),
+        "its choice": f"rate {learning_rate:g}, batch {batch_size}",
+        "the choice's cost in loss": round(float(late.iloc[chosen] - late.min()), 4),
     }
 
 

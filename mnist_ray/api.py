@@ -10,7 +10,7 @@ from mnist_ray.record.rundir import RunDir
 
 
 def run_job(spec: JobSpec, backend: Backend | None = None, callbacks: Sequence[Callback] = ()) -> RunDir:
-    """Search, confirm, select, retrain, test, and export the tables. A finished run is returned as it is.
+    """Search, run the final round, select, retrain, test, and export the tables. A finished run is returned as it is.
 
     backend: where trainings run, Ray on this machine by default. Raises SpecError, DataError, TrainingFailedError,
     InterruptedRunError, OwnedByAnotherError, TakenOverError, CorruptFileError, OSError.
@@ -19,12 +19,12 @@ def run_job(spec: JobSpec, backend: Backend | None = None, callbacks: Sequence[C
 
 
 def search_job(spec: JobSpec, backend: Backend | None = None, callbacks: Sequence[Callback] = ()) -> RunDir:
-    """Search, confirm and select; `run_job` goes on from there. Raises as `run_job`."""
+    """Search, run the final round and select; `run_job` goes on from there. Raises as `run_job`."""
     return run_stages(spec, backend or _ray(), callbacks, until="selected", with_search=True)
 
 
 def train_job(spec: JobSpec, backend: Backend | None = None, callbacks: Sequence[Callback] = ()) -> RunDir:
-    """Train and test the spec's baseline (`recipe`), without a search. Raises as `run_job`."""
+    """Train and test the spec's `recipe` with the parts of `training`, without a search. Raises as `run_job`."""
     return run_stages(spec, backend or _ray(), callbacks, until="tested", with_search=False)
 
 

@@ -10,12 +10,12 @@ from mnist_ray.metrics import EpochMetrics
 
 logger = logging.getLogger(__name__)
 
-StageName = Literal["data", "search", "confirm", "retrain", "test"]
+StageName = Literal["data", "search", "final", "retrain", "test"]
 
 
 @dataclass(frozen=True)
 class TrainingInfo:
-    """A trial, a confirmation or a retraining, as far as a callback needs it."""
+    """A trial, a training of the final round or a retraining, as far as a callback needs it."""
 
     id: str
     stage: Stage

@@ -5,6 +5,7 @@ remedy; no other module checks a spec again.
 """
 
 import difflib
+import math
 import re
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,7 +31,7 @@ from mnist_ray.storage.object_stores import SCHEMES, is_address
 DataSetName = Literal["mnist", "fashion_mnist", "kmnist", "qmnist", "digits"]
 SecondTest = Literal["qmnist50k"]  # QMNIST's 50,000 test images that MNIST does not have
 Objective = Literal["val_loss", "val_accuracy"]
-Stage = Literal["search", "confirm", "retrain"]  # the stages that train
+Stage = Literal["search", "final", "retrain"]  # the stages that train
 Status = Literal["complete", "pruned", "stopped", "failed"]  # stopped: by the time budget
 Role = Literal["selected", "baseline", "selected = baseline"]  # of a retraining
 StepMode = Literal["eager", "captured"]  # how a training takes its steps; captured: as CUDA graphs
@@ -38,6 +39,8 @@ Precision = Literal["float32", "bfloat16"]  # of the convolutions in training; a
 Schedule = Literal["constant", "cosine", "one_cycle"]  # of the learning rate, over the steps of one training
 DecidedBy = Literal["test_loss", "test_accuracy"]  # what the verdict compares
 KernelMode = Literal["auto", "plain"]  # auto: the fast kernels on CPUs; plain: torch's own layers, optimizer, exchanges
+
+FINAL_EPOCHS = 45  # of the final round where neither the round nor a retraining says how many
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -97,12 +100,16 @@ class TrainingConfig(Hyperparameters):
         return Hyperparameters(**{name: getattr(self, name) for name in Hyperparameters.model_fields})
 
 
+Value = int | float | str  # of a hyperparameter
+
+
 class Range(_Part):
     """An interval of numbers, searched on a linear or a logarithmic scale."""
 
     low: float
     high: float
     log: bool = False
+    off: float | None = None  # a value beside the interval that is tried too: 0 has no place on a logarithmic scale
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -110,20 +117,29 @@ class Range(_Part):
             raise ValueError(f"low {self.low} is above high {self.high}: exchange them")
         if self.log and self.low <= 0:
             raise ValueError(f"low {self.low} has no logarithm: use a low above 0 or log: false")
+        if self.off is not None and not self.log:
+            raise ValueError(f"off {self.off} needs a logarithmic range: set log: true, or leave off out")
+        if self.off is not None and self.low <= self.off <= self.high:
+            raise ValueError(f"off {self.off} lies between low {self.low} and high {self.high}: leave it out")
         return self
 
     @property
     def ends(self) -> tuple[float, ...]:
         return (self.low, self.high)
 
-    def holds(self, value: float) -> bool:
-        return self.low <= value <= self.high
+    @property
+    def extremes(self) -> tuple[float, ...]:
+        """The ends, and the value beside them."""
+        return self.ends if self.off is None else (*self.ends, self.off)
+
+    def holds(self, value: Value) -> bool:
+        return not isinstance(value, str) and (self.low <= value <= self.high or value == self.off)
 
 
 class Choices(_Part):
     """A list of values without an order."""
 
-    choices: Annotated[tuple[int | float, ...], Field(min_length=1, strict=False)]
+    choices: Annotated[tuple[Value, ...], Field(min_length=1, strict=False)]
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
@@ -132,10 +148,10 @@ class Choices(_Part):
         return self
 
     @property
-    def ends(self) -> tuple[float, ...]:
+    def extremes(self) -> tuple[Value, ...]:
         return self.choices
 
-    def holds(self, value: float) -> bool:
+    def holds(self, value: Value) -> bool:
         return value in self.choices
 
 
@@ -167,6 +183,7 @@ class EarlyStopping(_Part):
     """Asynchronous successive halving (ASHA): at each rung the worst trials so far stop."""
 
     grace_epochs: int = Field(1, ge=1)  # no trial stops earlier
+    grace_steps: int | None = Field(None, ge=1)  # nor before the largest batch has taken so many steps
     reduction_factor: float = Field(4.0, gt=1)  # one trial in so many goes on beyond a rung
 
 
@@ -181,26 +198,45 @@ class Search(_Part):
     max_concurrent_trials: int | None = Field(None, ge=1)  # without it as many as the cluster has room for
 
     @model_validator(mode="after")
-    def _grace_fits(self) -> Self:
-        if self.early_stopping and self.early_stopping.grace_epochs > self.num_epochs:
+    def _stopping_is_sound(self) -> Self:
+        if self.early_stopping is None:
+            return self
+        if self.early_stopping.grace_epochs > self.num_epochs:
             raise ValueError(
                 f"early_stopping.grace_epochs {self.early_stopping.grace_epochs} is above "
                 f"num_epochs {self.num_epochs}: lower it, or set early_stopping: null"
             )
+        if unfit := [key for key in ("schedule", "ema") if key in self.space]:
+            raise ValueError(
+                f"early_stopping compares trials in the middle of their training, where those of another {unfit[0]} "
+                f"do not rank as at the end: set early_stopping: null, or leave {unfit[0]} out of search.space"
+            )
         return self
 
 
-class Confirm(_Part):
-    """The best configurations of the search, trained again: the best of many trials looks better than it is."""
+class Final(_Part):
+    """The final round: the search's best and the recipe as published, at the full budget and on fresh seeds."""
 
-    top_k: int = Field(3, ge=1)  # so many configurations
+    top_k: int = Field(3, ge=1)  # so many configurations of the search
     seeds: int = Field(2, ge=1)  # on so many seeds each, the same ones for all
+    num_epochs: int | None = Field(None, ge=1)  # null: as many as the retraining has
+    keep_recipe_within_se: float = Field(1.0, ge=0)  # the recipe stays unless beaten by more standard errors
+
+    @model_validator(mode="after")
+    def _error_is_known(self) -> Self:
+        if self.seeds == 1 and self.keep_recipe_within_se > 0:
+            raise ValueError(
+                f"seeds 1 leaves no standard error for keep_recipe_within_se {self.keep_recipe_within_se:g}: "
+                "use 2 seeds or more, or set final.keep_recipe_within_se: 0, with which the best mean wins"
+            )
+        return self
 
 
 class Retrain(_Part):
     num_epochs: int = Field(45, ge=1)
     seeds: Seeds = (0,)
     baseline: bool = True  # retrain the baseline (`recipe`) too, with the same budget and the same seeds
+    baseline_from: str | None = None  # or take it over from this run (name, folder or address), which retrained it
     workers: Workers = 1  # or [fewest, most]: as many as the cluster has room for, which may change in between
     cpus_per_worker: int = Field(1, ge=1)
     gpus_per_worker: int = Field(0, ge=0, le=1)
@@ -209,6 +245,10 @@ class Retrain(_Part):
     def _distinct_seeds(self) -> Self:
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds {list(self.seeds)} holds one twice: a repeated seed is no evidence, remove it")
+        if self.baseline_from is not None and not self.baseline:
+            raise ValueError(
+                f"baseline_from {self.baseline_from} needs retrain.baseline: true: set it, or leave this out"
+            )
         return self
 
     @property
@@ -259,7 +299,7 @@ class JobSpec(_Part):
     precision: Precision = "float32"
     kernels: KernelMode = "auto"
     search: Search = Search()
-    confirm: Confirm | None = Confirm()
+    final: Final | None = Final()
     retrain: Retrain = Retrain()
     test: Test = Test()
     report: Report = Report()
@@ -290,7 +330,7 @@ class JobSpec(_Part):
         searched = self.search.space.get("batch_size")
         smallest = {"recipe.batch_size": self.recipe.batch_size}
         if searched is not None:
-            smallest["search.space.batch_size"] = int(min(searched.ends))
+            smallest["search.space.batch_size"] = min(map(int, searched.extremes))
         for key, batch_size in smallest.items():
             if batch_size < self.retrain.most_workers:
                 raise ValueError(
@@ -320,9 +360,41 @@ class JobSpec(_Part):
         )
 
     @property
-    def baseline_is_in_space(self) -> bool:
-        """Report whether the search can begin with the baseline; a space that leaves the baseline out is allowed."""
-        return all(dimension.holds(getattr(self.recipe, key)) for key, dimension in self.search.space.items())
+    def fixed_trials(self) -> tuple[Hyperparameters, ...]:
+        """The configurations that a search begins with, whatever its space holds: the baseline comes first."""
+        return (self.baseline,) if self.starting_point == self.baseline else (self.baseline, self.starting_point)
+
+    def is_in_space(self, values: Hyperparameters) -> bool:
+        """Report whether the search could suggest a configuration."""
+        return all(
+            self.search.space[key].holds(value)
+            if key in self.search.space
+            else value == getattr(self.starting_point, key)
+            for key, value in values
+        )
+
+    @property
+    def final_epochs(self) -> int:
+        """The budget of a training of the final round."""
+        return (self.final and self.final.num_epochs) or self.retrain.num_epochs
+
+    @property
+    def most_final_trainings(self) -> int:
+        """The number of trainings in the final round, if the search finds enough configurations."""
+        return (self.final.top_k + 1) * self.final.seeds if self.final else 0
+
+    def grace_epochs(self, num_train: int) -> int | None:
+        """Return the epoch before which no trial stops; None without early stopping.
+
+        num_train: the examples that a trial trains on.
+        """
+        rule = self.search.early_stopping
+        if rule is None:
+            return None
+        searched = self.search.space.get("batch_size")
+        largest = max(map(int, searched.extremes)) if searched else self.recipe.batch_size
+        steps_per_epoch = math.ceil(num_train / largest)
+        return max(rule.grace_epochs, math.ceil((rule.grace_steps or 0) / steps_per_epoch))
 
 
 def check_storage(storage: str) -> None:
@@ -350,12 +422,11 @@ def _check_dimension(key: str, dimension: Range | Choices) -> None:
     known = list(Hyperparameters.model_fields)
     if key not in known:
         raise ValueError(f"{where} is no hyperparameter: use one of {', '.join(known)}{_did_you_mean(key, known)}")
+    values: Sequence[Value] = dimension.extremes
     if is_whole(key) and isinstance(dimension, Range):
-        if any(end != int(end) for end in dimension.ends):
-            raise ValueError(f"{where}: {key} is a whole number, so low and high must be: {dimension.ends}")
-        values: Sequence[float] = [int(end) for end in dimension.ends]
-    else:
-        values = dimension.ends
+        if any(end != int(end) for end in dimension.extremes):
+            raise ValueError(f"{where}: {key} is a whole number, so low and high must be: {dimension.extremes}")
+        values = [int(end) for end in dimension.extremes]
     for value in values:
         try:
             Hyperparameters.model_validate({key: value})
@@ -462,12 +533,22 @@ def _explain(key: str, fault: Mapping[str, Any]) -> str:
     """Return one line for one of pydantic's faults: key, value, rule, remedy."""
     if fault["type"] == "value_error":  # ours: its text goes on from the key
         return ".".join(filter(None, [key, str(fault["ctx"]["error"])]))
+    if key in REPLACED:
+        return f"{key} {REPLACED[key]}"
     if fault["type"] == "extra_forbidden":
         return f"{key} is not a key of a job spec: remove it{_did_you_mean(key, _keys_and_parts())}"
     if fault["type"] == "missing":
         return f"{key} is missing: add it{_example(key)}"
     return f"{key}: {_brief(fault['input'])} {_rule(fault)}: change it in the spec or with --set{_example(key)}"
 
+
+# Keys of earlier releases, with what to write now.
+REPLACED = {
+    "confirm": (
+        "is no longer a key: a final round at the full budget, in which the recipe takes part, replaced it: write "
+        "'final: {top_k: 3, seeds: 2, num_epochs: null, keep_recipe_within_se: 1.0}', or 'final: null' for none"
+    )
+}
 
 # Instead of pydantic's words where those are about Python.
 RULES = {

@@ -26,13 +26,13 @@ from mnist_ray.training.checkpoint import Checkpoints, SavedState
 from mnist_ray.training.loop import TrainState
 
 NUM_IMAGES = 90
-STAGES: tuple[Stage, ...] = ("search", "confirm", "retrain")
+STAGES: tuple[Stage, ...] = ("search", "final", "retrain")
 
 
 def small_spec(storage: StoragePath | str, **changes: Any) -> JobSpec:
-    """Return a spec of three trials, two confirmations and two retrainings, of two epochs each.
+    """Return a spec of three trials, two trainings in the final round and two retrainings, of two epochs each.
 
-    changes: search__num_trials=5 changes a key of a part, confirm=None a whole part.
+    changes: search__num_trials=5 changes a key of a part, final=None a whole part.
     """
     content: dict[str, Any] = {
         "name": "small",
@@ -49,7 +49,7 @@ def small_spec(storage: StoragePath | str, **changes: Any) -> JobSpec:
                 "dropout": {"low": 0, "high": 0.5},
             },
         },
-        "confirm": {"top_k": 2, "seeds": 1},
+        "final": {"top_k": 1, "seeds": 1, "keep_recipe_within_se": 0},
         "retrain": {"num_epochs": 2, "workers": 1},
     }
     for key, value in changes.items():
@@ -186,7 +186,7 @@ def essence(path: StoragePath) -> dict[str, Any]:
     selected, tested = state.selected, state.tested
     return {
         "trainings": trainings,
-        "selected": selected and (selected.training, selected.hyperparameters, selected.score),
+        "selected": selected and (selected.training, selected.hyperparameters, selected.score, selected.final),
         "tested": tested and tested.scores,
     }
 

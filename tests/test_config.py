@@ -55,7 +55,7 @@ def test_specs_in_jobs_load(path: Path) -> None:
     spec = load_spec(path)
     assert spec.name == path.stem
     assert spec == load_spec(str(path))
-    assert spec.baseline_is_in_space
+    assert spec.is_in_space(spec.starting_point)
 
 
 def test_defaults_are_the_baseline() -> None:
@@ -225,17 +225,56 @@ WRONG: dict[str, tuple[dict[Any, Any], list[str]]] = {
         ["search.early_stopping.grace_epochs 4", "num_epochs 3", "lower it"],
     ),
 }
+WRONG |= {
+    "confirmation": (
+        {"confirm": {"top_k": 3, "seeds": 2}},
+        ["confirm is no longer", "final: {top_k: 3", "final: null"],
+    ),
+    "margin without seeds": ({"final": {"seeds": 1}}, ["final.seeds 1", "keep_recipe_within_se 1", "2 seeds or more"]),
+    "baseline from a run and none": (
+        {"retrain": {"baseline": False, "baseline_from": "other"}},
+        ["retrain.baseline_from other", "retrain.baseline: true"],
+    ),
+    "searched schedule": (
+        {"search": {"space": {"schedule": {"choices": ["constant", "cosine"]}}}},
+        ["search.early_stopping", "schedule", "early_stopping: null"],
+    ),
+    "searched average": (
+        {"search": {"space": {"ema": {"low": 0.0, "high": 0.2}}}},
+        ["search.early_stopping", "ema", "early_stopping: null"],
+    ),
+}
 WRONG_DIMENSIONS: dict[str, tuple[Any, list[str]]] = {
     "low above high": ({"dropout": {"low": 0.5, "high": 0.1}}, ["search.space.dropout.low 0.5", "0.1", "exchange"]),
     "no logarithm": (
         {"learning_rate": {"low": 0, "high": 1, "log": True}},
         ["search.space.learning_rate.low 0.0", "logarithm", "above 0"],
     ),
+    "off on a linear scale": (
+        {"dropout": {"low": 0.1, "high": 0.5, "off": 0.0}},
+        ["search.space.dropout.off 0.0", "log: true"],
+    ),
+    "off inside": (
+        {"weight_decay": {"low": 1e-5, "high": 0.1, "log": True, "off": 0.01}},
+        ["search.space.weight_decay.off 0.01", "leave it out"],
+    ),
+    "off that is no value": (
+        {"weight_decay": {"low": 1e-5, "high": 0.1, "log": True, "off": -1.0}},
+        ["search.space.weight_decay holds -1.0", "change it"],
+    ),
+    "word that is none": (
+        {"schedule": {"choices": ["constant", "linear"]}},
+        ["search.space.schedule holds 'linear'", "'one_cycle'", "change it"],
+    ),
+    "range of words": ({"schedule": {"low": 0.0, "high": 1.0}}, ["search.space.schedule holds 0.0", "'cosine'"]),
     "dropout up to 1": ({"dropout": {"low": 0, "high": 1}}, ["search.space.dropout holds 1.0", "less than 1"]),
     "half a batch": ({"batch_size": {"low": 1.5, "high": 3}}, ["search.space.batch_size", "1.5", "whole"]),
     "float batch": ({"batch_size": {"choices": [32, 64.0]}}, ["search.space.batch_size holds 64.0", "integer"]),
     "choice twice": ({"batch_size": {"choices": [32, 32]}}, ["search.space.batch_size.choices (32, 32)", "remove it"]),
-    "choice is text": ({"batch_size": {"choices": ["x"]}}, ["search.space.batch_size.choices.0: 'x'", "change it"]),
+    "choice is text": (
+        {"batch_size": {"choices": ["x"]}},
+        ["search.space.batch_size holds 'x'", "integer", "change it"],
+    ),
     "no choice": ({"batch_size": {"choices": []}}, ["search.space.batch_size.choices: []", "at least one"]),
     "no list": ({"batch_size": {"choices": 32}}, ["search.space.batch_size.choices: 32", "must be a list"]),
     "no range": ({"dropout": 0.3}, ["search.space.dropout: 0.3", "keys and values", "change it"]),
@@ -248,7 +287,10 @@ WRONG_DIMENSIONS: dict[str, tuple[Any, list[str]]] = {
     "named range": ({"range": {"low": 0.1}}, ["search.space.range.high is missing"]),
     "none": ({}, ["search.space: {}", "at least one"]),
 }
-WRONG |= {f"space: {what}": ({"search": {"space": space}}, parts) for what, (space, parts) in WRONG_DIMENSIONS.items()}
+WRONG |= {
+    f"space: {what}": ({"search": {"space": space} | ({"early_stopping": None} if "schedule" in space else {})}, parts)
+    for what, (space, parts) in WRONG_DIMENSIONS.items()
+}
 
 
 @pytest.mark.parametrize("what", WRONG)
@@ -369,14 +411,39 @@ def test_operational_keys_change_no_result() -> None:
 
 
 def test_space_may_leave_out_the_baseline() -> None:
-    assert a_spec().baseline_is_in_space
+    assert a_spec().is_in_space(a_spec().baseline)
     for space in (
         {"dropout": {"low": 0.3, "high": 0.6}},
         {"batch_size": {"choices": [32, 64]}},
         {"learning_rate": {"low": 0.002, "high": 0.01, "log": True}, "dropout": {"low": 0.0, "high": 0.6}},
     ):
-        assert not a_spec(search={"space": space}).baseline_is_in_space
-    assert a_spec(search={"space": {"batch_size": {"low": 128, "high": 129}}}).baseline_is_in_space
+        assert not a_spec(search={"space": space}).is_in_space(Hyperparameters())
+    assert a_spec(search={"space": {"batch_size": {"low": 128, "high": 129}}}).is_in_space(Hyperparameters())
+
+
+def test_space_holds_the_parts_of_training() -> None:
+    """Which a trial has, and the recipe as published has not."""
+    spec = a_spec(training={"schedule": "cosine"})
+    assert spec.fixed_trials == (spec.baseline, spec.starting_point)
+    assert not spec.is_in_space(spec.baseline) and spec.is_in_space(spec.starting_point)
+    space = {"schedule": {"choices": ["constant", "cosine"]}}
+    both = a_spec(training={"schedule": "cosine"}, search={"space": space, "early_stopping": None})
+    assert both.is_in_space(both.baseline) and both.is_in_space(both.starting_point)
+    assert a_spec().fixed_trials == (a_spec().baseline,)
+
+
+def test_off_lies_beside_a_range() -> None:
+    space = {"weight_decay": {"low": 1e-5, "high": 0.1, "log": True, "off": 0.0}}
+    spec = a_spec(search={"space": space})
+    decay = spec.search.space["weight_decay"]
+    assert [decay.holds(value) for value in (0.0, 1e-5, 0.1, 1e-6, 0.2)] == [True, True, True, False, False]
+    assert spec.is_in_space(spec.baseline)
+    assert parse_spec(spec.model_dump(mode="json")) == spec
+
+
+def test_final_has_the_retrainings_budget() -> None:
+    assert a_spec(retrain={"num_epochs": 30}).final_epochs == 30
+    assert a_spec(retrain={"num_epochs": 30}, final={"num_epochs": 7}).final_epochs == 7
 
 
 # --- going on with a run
@@ -389,8 +456,10 @@ OTHER_VALUES: dict[str, Any] = {
     "training.weight_decay": 0.01,
     "autoscaling.cpus": 8,
     "autoscaling.gpus": 1,
-    "confirm.top_k": 4,
-    "confirm.seeds": 3,
+    "final.top_k": 4,
+    "final.seeds": 3,
+    "final.num_epochs": 30,
+    "final.keep_recipe_within_se": 2.0,
     "test.also": ["qmnist50k"],
     "report.decided_by": "test_accuracy",
     "report.equivalence_points": 0.2,
@@ -411,11 +480,14 @@ OTHER_VALUES: dict[str, Any] = {
     "search.space.learning_rate.low": 2e-4,
     "search.space.learning_rate.high": 2e-2,
     "search.space.learning_rate.log": False,
+    "search.space.learning_rate.off": 1.0,
     "search.space.dropout.low": 0.1,
     "search.space.dropout.high": 0.5,
     "search.space.dropout.log": True,
+    "search.space.dropout.off": 0.0,
     "search.space.batch_size.choices": [64, 128],
     "search.early_stopping.grace_epochs": 2,
+    "search.early_stopping.grace_steps": 500,
     "search.early_stopping.reduction_factor": 7.5,
     "search.cpus_per_trial": 2,
     "search.gpus_per_trial": 0.5,
@@ -423,6 +495,7 @@ OTHER_VALUES: dict[str, Any] = {
     "retrain.num_epochs": 46,
     "retrain.seeds": [1],
     "retrain.baseline": False,
+    "retrain.baseline_from": "another-run",
     "retrain.workers": [1, 2],
     "retrain.cpus_per_worker": 2,
     "retrain.gpus_per_worker": 1,
@@ -434,8 +507,10 @@ OTHER_VALUES: dict[str, Any] = {
 
 def with_value(key: str, value: Any) -> JobSpec:
     content = a_spec().model_dump(mode="json")
-    if key == "search.space.dropout.log":  # a logarithm needs a low above 0
+    if key in ("search.space.dropout.log", "search.space.dropout.off"):  # a logarithm needs a low above 0
         content["search"]["space"]["dropout"]["low"] = 0.1
+    if key == "search.space.dropout.off":
+        content["search"]["space"]["dropout"]["log"] = True
     if key == "test.also":
         content["data"]["name"] = "mnist"  # digits have no second test
     *parents, last = key.split(".")

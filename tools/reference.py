@@ -60,8 +60,9 @@ MNIST = Job(
     (
         "search.num_trials=4",
         "search.num_epochs=2",
-        "confirm.top_k=2",
-        "confirm.seeds=1",
+        "final.top_k=2",
+        "final.seeds=1",
+        "final.keep_recipe_within_se=0",
         "retrain.num_epochs=2",
         "retrain.seeds=[0]",
     ),
@@ -156,10 +157,10 @@ def named_trainings(results: Sequence[Row]) -> Iterator[tuple[str, Row]]:
     """Every training and a name for it that follows from what it trains, not from its id."""
     for number, row in enumerate(row for row in results if row["stage"] == "search"):
         yield f"trial {number}", row
-    confirmations = [row for row in results if row["stage"] == "confirm"]
-    confirmations.sort(key=lambda row: as_json(row, HYPERPARAMETERS))
-    for number, row in enumerate(confirmations):
-        yield f"confirmation {number}", row
+    finals = [row for row in results if row["stage"] == "final"]
+    finals.sort(key=lambda row: as_json(row, HYPERPARAMETERS))
+    for number, row in enumerate(finals):
+        yield f"final {number}", row
     for row in results:
         if row["stage"] == "retrain":
             yield f"{row['role']} seed {row['seed']}", row

@@ -18,7 +18,7 @@ def add_job_commands(commands: Any) -> None:
     for name, text in (
         ("run", "search, select, retrain, test, write the tables and the report"),
         ("search", "only the search and the selection; `run` goes on from there"),
-        ("train", "train and test the spec's baseline (`recipe`), without a search"),
+        ("train", "train and test the spec's `recipe` with the parts of `training`, without a search"),
     ):
         job = add_command(commands, name, _do_job, text)
         job.set_defaults(job=name)

@@ -105,7 +105,7 @@ def _work_on(
         try:
             if with_search:
                 stages.search(connection, num_concurrent)
-                stages.confirm(connection, num_concurrent)
+                stages.final(connection, num_concurrent)
             stages.select(with_search)
             if until == "tested":
                 stages.retrain(connection)

@@ -1,14 +1,16 @@
 """The needs of a job before anything starts: CPUs, batches, upload, disk, time, cost, and what is in its way."""
 
 import json
+import math
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mnist_ray import data
-from mnist_ray.config import JobSpec, Search
+from mnist_ray.config import JobSpec
 from mnist_ray.errors import SpecError
 from mnist_ray.pipeline.capacity import Capacity
+from mnist_ray.pipeline.early_stopping import rungs
 from mnist_ray.record.disk_use import bytes_needed
 from mnist_ray.record.rundir import RunDir, runs_in
 from mnist_ray.statistics import FEWEST_SEEDS, Spread, expected_half_width
@@ -113,16 +115,20 @@ def _facts(spec: JobSpec, capacity: Capacity, upload_bytes: int | None) -> Itera
         "trials",
         f"{search.num_trials}, {at_once} at once, each {search.cpus_per_trial} CPUs and {search.gpus_per_trial:g} GPUs",
     )
-    num_confirmed = spec.confirm.top_k * spec.confirm.seeds if spec.confirm else 0
-    yield "confirmations", f"{num_confirmed} trainings"
+    parts = "the recipe as published" if len(spec.fixed_trials) == 1 else "the recipe as published, and with `training`"
+    yield "fixed trials", f"{min(len(spec.fixed_trials), search.num_trials)} of them: {parts}"
+    yield "early stopping", _early_stopping(spec)
+    yield "final round", f"{spec.most_final_trainings} trainings at most, the recipe's among them"
     yield (
         "retraining",
         f"{_num_retrainings(spec)} trainings on {retrain.workers_in_words} workers, "
         f"each {retrain.cpus_per_worker} CPUs and {retrain.gpus_per_worker} GPUs",
     )
-    searched = spec.search.space.get("batch_size")
+    for stage, num_epochs, batches in _work(spec):
+        steps = sorted({num_epochs * math.ceil(_num_train(spec, stage) / batch) for batch in batches})
+        yield f"work, {stage}", f"{num_epochs:,} epochs at most, {' to '.join(f'{each:,}' for each in steps)} steps"
     shares = []
-    for size in sorted({spec.baseline.batch_size, *(map(int, searched.ends) if searched else ())}):
+    for size in _batch_sizes(spec):
         ends = sorted({size / retrain.most_workers, size / retrain.fewest_workers})
         shares.append(f"{size}: {' to '.join(f'{share:g}' for share in ends)}")
     yield "batch per worker", f"of a global batch of {', '.join(shares)}"
@@ -162,8 +168,42 @@ def _verdict_fact(spec: JobSpec) -> str:
     return f"{fact}; 'equivalent' cannot come out, since {key} is {bound:g}" if half_width > bound else fact
 
 
+def _early_stopping(spec: JobSpec) -> str:
+    search, num_train = spec.search, _num_train(spec, "search")
+    grace, found = spec.grace_epochs(num_train), rungs(spec, num_train)
+    if grace is None:
+        return "none"
+    if not found:
+        return f"none: its grace of {grace} epochs leaves none of search.num_epochs {search.num_epochs}"
+    return f"after epoch {', '.join(map(str, found))}"
+
+
+def _batch_sizes(spec: JobSpec) -> list[int]:
+    """Return the recipe's batch size and the searched ones, a range's ends alone, smallest first."""
+    searched = spec.search.space.get("batch_size")
+    return sorted({spec.recipe.batch_size, *(map(int, searched.extremes) if searched else ())})
+
+
+def _num_train(spec: JobSpec, stage: str) -> int:
+    """Return the examples that a training of a stage learns from."""
+    num_training = data.DATA_SETS[spec.data.name].num_training
+    return num_training if stage == "retrain" else num_training - spec.data.num_validation
+
+
+def _work(spec: JobSpec) -> Iterator[tuple[str, int, set[int]]]:
+    """Yield each stage's name, the epochs that it takes at most, and the smallest and the largest batch."""
+    sizes = _batch_sizes(spec)
+    ends = {sizes[0], sizes[-1]}
+    yield "search", spec.search.num_trials * spec.search.num_epochs, ends
+    if spec.final:
+        yield "final", spec.most_final_trainings * spec.final_epochs, ends
+    yield "retrain", _num_retrainings(spec) * spec.retrain.num_epochs, ends
+
+
 def _num_retrainings(spec: JobSpec) -> int:
-    return len(spec.retrain.seeds) * (2 if spec.retrain.baseline else 1)
+    """Return the trainings of the retraining stage, those that are taken over from another run aside."""
+    with_baseline = spec.retrain.baseline and spec.retrain.baseline_from is None
+    return len(spec.retrain.seeds) * (2 if with_baseline else 1)
 
 
 # --- time --------------------------------------------------------------------------------------------------------
@@ -203,29 +243,26 @@ def _benchmarked(file: StoragePath) -> Speed | None:
 
 def _estimates(spec: JobSpec, capacity: Capacity, speed: Speed) -> list[Estimate]:
     search, retrain = spec.search, spec.retrain
-    num_images = data.DATA_SETS[spec.data.name].num_training
-    epoch_s = (num_images - spec.data.num_validation) * speed.image_s
+    epoch_s = _num_train(spec, "search") * speed.image_s
     at_once = min(capacity.num_concurrent_trials(spec), search.num_trials)
     most = search.num_trials * search.num_epochs * epoch_s / at_once
-    expected = search.num_trials * expected_epochs(search) * epoch_s / at_once
+    expected = search.num_trials * expected_epochs(spec) * epoch_s / at_once
     estimates = [Estimate("search", expected, most)]
-    if spec.confirm:
-        num_confirmed = spec.confirm.top_k * spec.confirm.seeds
-        rounds = -(-num_confirmed // at_once)
-        estimates.append(Estimate("confirm", *(2 * [rounds * search.num_epochs * epoch_s])))
-    alone_s = _num_retrainings(spec) * retrain.num_epochs * num_images * speed.image_s
+    if spec.final:
+        rounds = math.ceil(spec.most_final_trainings / capacity.num_concurrent_trials(spec))
+        estimates.append(Estimate("final", *(2 * [rounds * spec.final_epochs * epoch_s])))
+    alone_s = _num_retrainings(spec) * retrain.num_epochs * _num_train(spec, "retrain") * speed.image_s
     estimates.append(Estimate("retrain", alone_s / capacity.num_workers(retrain), alone_s))
     return estimates
 
 
-def expected_epochs(search: Search) -> float:
-    """Return the mean epochs of a trial if one in `reduction_factor` goes on at each rung (Li et al. 2020)."""
-    rule = search.early_stopping
-    if rule is None:
-        return float(search.num_epochs)
-    expected, reached, share = 0.0, 0.0, 1.0
-    rung = float(rule.grace_epochs)
-    while rung < search.num_epochs:
-        expected += share * (rung - reached)
-        reached, share, rung = rung, share / rule.reduction_factor, rung * rule.reduction_factor
-    return expected + share * (search.num_epochs - reached)
+def expected_epochs(spec: JobSpec) -> float:
+    """Return the mean epochs of a trial if no more go on at a rung than early stopping lets through at its end."""
+    search, rule = spec.search, spec.search.early_stopping
+    factor = rule.reduction_factor if rule else 1.0
+    num_kept = max(spec.final.top_k if spec.final else 1, len(spec.fixed_trials))
+    expected, reached, num_left = 0.0, 0, float(search.num_trials)
+    for rung in rungs(spec, _num_train(spec, "search")):
+        expected += num_left * (rung - reached)
+        reached, num_left = rung, min(num_left, max(num_left / factor, num_kept))
+    return (expected + num_left * (search.num_epochs - reached)) / search.num_trials

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Protocol
 
-from mnist_ray.config import Hyperparameters, JobSpec, Stage, Status, TrainingConfig
+from mnist_ray.config import JobSpec, Stage, Status, TrainingConfig
 from mnist_ray.errors import TakenOverError
 from mnist_ray.metrics import EpochMetrics
 from mnist_ray.pipeline.early_stopping import SuccessiveHalving
 from mnist_ray.pipeline.tasks import Execution, Failure, TrainingTask
 from mnist_ray.record.events import EpochReported, TrainingCreated, TrainingEnded
-from mnist_ray.record.selection import Confirmation
+from mnist_ray.record.selection import FinalTraining
 from mnist_ray.record.state import Training
 from mnist_ray.record.study import SearchStudy, seed_of_trial
 from mnist_ray.record.writer import RunWriter
@@ -41,7 +41,7 @@ class PlannedTrial:
     id: str
     config: TrainingConfig
     number: int | None = None  # of a trial of the search, counted from 0
-    of: str | None = None  # of a confirmation: its trial
+    of: str | None = None  # of a training of the final: the trial that it repeats, or "recipe"
 
 
 class TrialSource(Protocol):
@@ -58,7 +58,7 @@ class TrialSource(Protocol):
 
 
 class SuggestedTrials:
-    """The trials of the search, as Optuna suggests them."""
+    """The trials of the search: the fixed ones, then those that Optuna suggests."""
 
     stage: Stage = "search"
 
@@ -71,21 +71,20 @@ class SuggestedTrials:
         number = self._study.num_suggested
         if number >= self._spec.search.num_trials:
             return None
-        hyperparameters = Hyperparameters(**{**self._spec.starting_point.model_dump(), **self._study.suggest()})
         seed = seed_of_trial(self._spec.seed, number)
-        config = self._spec.training_config(hyperparameters, self._spec.search.num_epochs, seed)
+        config = self._spec.training_config(self._study.suggest(), self._spec.search.num_epochs, seed)
         return PlannedTrial(f"trial-{number:04d}", config, number=number)
 
     def tell(self, training: Training) -> None:
         self._study.tell(training)
 
 
-class PlannedConfirmations:
-    """The trainings that confirm the best trials; all are known beforehand."""
+class PlannedFinal:
+    """The trainings of the final round; all are known beforehand."""
 
-    stage: Stage = "confirm"
+    stage: Stage = "final"
 
-    def __init__(self, plans: Sequence[Confirmation]) -> None:
+    def __init__(self, plans: Sequence[FinalTraining]) -> None:
         """plans: those that are not on record yet."""
         self._plans = deque(plans)
 
@@ -93,7 +92,7 @@ class PlannedConfirmations:
         if not self._plans:
             return None
         plan = self._plans.popleft()
-        return PlannedTrial(plan.id, plan.config, of=plan.trial.id)
+        return PlannedTrial(plan.id, plan.config, of=plan.of)
 
     def tell(self, training: Training) -> None:
         pass
@@ -112,10 +111,11 @@ class TrialController:
         spec: JobSpec,
         writer: RunWriter,
         source: TrialSource,
-        early_stopping: SuccessiveHalving,
+        early_stopping: SuccessiveHalving | None,
         num_concurrent: int,
         seconds_left: float | None = None,
     ) -> None:
+        """early_stopping: None where every trial goes on to its end."""
         self.spec = spec
         self.source = source
         self.num_concurrent = num_concurrent
@@ -130,10 +130,7 @@ class TrialController:
         self._created: deque[tuple[int, Training]] = deque()  # with the numbers of their events, not handed out yet
         self._in_flight: set[str] = set()
         self._pruned: set[str] = set()
-        for training in recorded:
-            if training.ended is not None:  # open ones report their epochs again themselves
-                for metrics in training.history:
-                    self._decide(training, metrics)
+        self._decide_again(recorded)
 
     @property
     def in_flight(self) -> set[str]:
@@ -200,23 +197,38 @@ class TrialController:
             reported = EpochReported(id=training_id, metrics=metrics)
             training.add_epoch(metrics, reported.at)
             self._keep_failure(lambda: self._writer.record(reported))
-        return self._decide(training, metrics)
+        goes_on = self._decide(training, metrics)
+        if not goes_on:
+            self._pruned.add(training_id)
+        return goes_on
+
+    def _decide_again(self, recorded: Sequence[Training]) -> None:
+        """Decide on what earlier sessions reported, in the order of the first reports, so that no decision changes."""
+        reports = [
+            (training.first_reports[metrics.epoch], training, metrics)
+            for training in recorded
+            for metrics in training.history
+        ]
+        for _, training, metrics in sorted(reports, key=lambda report: report[0]):
+            self._decide(training, metrics)
 
     def _decide(self, training: Training, metrics: EpochMetrics) -> bool:
+        """Return whether a trial goes on; the fixed trials always do."""
+        if self._early_stopping is None:
+            return True
         objective = metrics.objective(self.spec.search.objective)
-        goes_on = self._early_stopping.is_worth_going_on(training.id, metrics.epoch, objective)
-        if not goes_on and metrics.epoch < self.spec.search.num_epochs:
-            self._pruned.add(training.id)
-        return goes_on
+        is_fixed = training.number is not None and training.number < len(self.spec.fixed_trials)
+        return self._early_stopping.is_worth_going_on(training.id, metrics.epoch, objective, is_fixed)
 
     def on_end(self, training_id: str, execution: Execution, failure: Failure | None = None) -> None:
         """Record the end of a trial; a trial that did not fail, finish or stop early was interrupted and stays open."""
         if training_id not in self._in_flight:
             return
-        epochs_done = self._trainings[training_id].epochs_done
+        training = self._trainings[training_id]
+        epochs_done = training.epochs_done
         if failure is not None:
             self._end(training_id, execution, "failed", failure.reason, failure.trace)
-        elif epochs_done >= self.spec.search.num_epochs:
+        elif epochs_done >= training.config.num_epochs:
             self._end(training_id, execution, "complete", None)
         elif training_id in self._pruned:
             self._end(training_id, execution, "pruned", f"among the worst at epoch {epochs_done}")

@@ -1,4 +1,4 @@
-"""The stages of a run: data, search, confirm, select, retrain, test. Each is kept on record and not repeated."""
+"""The stages of a run: data, search, final round, select, retrain, test. Each is kept on record and not repeated."""
 
 import logging
 import platform
@@ -17,16 +17,17 @@ from mnist_ray.pipeline.backend import Backend, Connection, RetrainingFailedErro
 from mnist_ray.pipeline.early_stopping import SuccessiveHalving
 from mnist_ray.pipeline.final_test import score_models
 from mnist_ray.pipeline.provenance import installed_versions, provenance
-from mnist_ray.pipeline.search import PlannedConfirmations, SuggestedTrials, TrialController, training_task
+from mnist_ray.pipeline.search import PlannedFinal, SuggestedTrials, TrialController, training_task
+from mnist_ray.pipeline.taken_baselines import TakenBaselines
 from mnist_ray.pipeline.tasks import RetrainingEnd, TrainingImages
 from mnist_ray.record.event_log import Numbered
 from mnist_ray.record.events import (
     ClusterFacts,
     ConfigurationSelected,
-    ConfirmationEnded,
-    ConfirmationStarted,
     DataFacts,
     EpochReported,
+    FinalEnded,
+    FinalStarted,
     PlannedRetraining,
     RetrainingEnded,
     RetrainingFailed,
@@ -38,7 +39,7 @@ from mnist_ray.record.events import (
     TrainingCreated,
     TrainingEnded,
 )
-from mnist_ray.record.selection import Selection, confirmations, select
+from mnist_ray.record.selection import RECIPE, Selection, final_trainings, ranked, select
 from mnist_ray.record.state import RunState, Training
 from mnist_ray.record.writer import RunWriter
 
@@ -70,7 +71,7 @@ class LoadedData:
 
     @cached_property
     def split(self) -> TrainingImages:
-        """The images of trials and confirmations."""
+        """The images of the search and the final round."""
         train, validation = (self._examples.take(part) for part in (self._split.train, self._split.validation))
         return TrainingImages(train, validation, self._statistics)
 
@@ -84,7 +85,10 @@ class Stages:
     """The stages of one run, in one session of its owner."""
 
     def __init__(self, spec: JobSpec, writer: RunWriter, callbacks: CallbackList) -> None:
-        """Load the data. Raises DataError, SpecError where the data are not those that the run began with."""
+        """Load the data. Raises DataError, SpecError where the data are not those that the run began with.
+
+        Raises SpecError too where the run that `retrain.baseline_from` names has another baseline.
+        """
         self._spec = spec
         self._writer = writer
         self._run = writer.run
@@ -100,6 +104,7 @@ class Stages:
                 f"data.name {spec.data.name}: the data or the split are not those that {self._run} began "
                 f"with ({started.data} then, {self._data.facts} now): give the run another name (--name)"
             )
+        self._taken_baselines = TakenBaselines(spec, self._data.facts)
 
     @property
     def _state(self) -> RunState:
@@ -151,8 +156,6 @@ class Stages:
         if not state.search_is_open(spec):
             return
         self._callbacks.on_stage_start("search", spec.search.num_trials, state.num_ended("search"), "trials")
-        if not spec.baseline_is_in_space:
-            logger.info("the baseline (recipe) lies outside search.space, so it is no trial of the search")
         used_s = state.searched_s
         allowed_s = None if spec.max_hours is None else spec.max_hours * 3600
         left_s = None if allowed_s is None else max(allowed_s - used_s, 1.0)
@@ -161,7 +164,7 @@ class Stages:
             trials = state.trainings("search")
             if state.num_ended("search") < spec.search.num_trials:
                 suggested = SuggestedTrials(spec, trials)
-                early_stopping = SuccessiveHalving(spec.search)
+                early_stopping = SuccessiveHalving(spec, len(self._data.split.train))
                 controller = TrialController(spec, self._writer, suggested, early_stopping, num_concurrent, left_s)
                 connection.run_trials(controller, self._data.split, spec.search)
             self._writer.flush()
@@ -179,37 +182,53 @@ class Stages:
             )
         )
 
-    def confirm(self, connection: Connection, num_concurrent: int) -> None:
-        """Train the best configurations again on fresh seeds, before one is selected. Raises InterruptedRunError."""
+    def final(self, connection: Connection, num_concurrent: int) -> None:
+        """Train the search's best and the recipe at the full budget, on fresh seeds. Raises InterruptedRunError."""
         state = self._state
-        if state.selection_is_current or state.confirmation_is_current:
+        trials = state.trainings("search")
+        if state.selection_is_current or state.final_is_current or not ranked(self._spec.search, trials):
             return
-        planned = confirmations(self._spec, state.trainings("search"))
+        planned = final_trainings(self._spec, trials)
         if not planned:
             return
         ids = tuple(plan.id for plan in planned)
-        self._callbacks.on_stage_start("confirm", len(ids), sum(map(state.has_ended, ids)), "trainings")
-        self._writer.publish(ConfirmationStarted(trainings=ids))
-        with self._timed("confirm") as elapsed:
-            new = PlannedConfirmations([plan for plan in planned if state.training(plan.id) is None])
-            to_the_end = SuccessiveHalving(self._spec.search.model_copy(update={"early_stopping": None}))
-            controller = TrialController(self._spec, self._writer, new, to_the_end, num_concurrent)
+        self._callbacks.on_stage_start("final", len(ids), sum(map(state.has_ended, ids)), "trainings")
+        self._writer.publish(FinalStarted(trainings=ids))
+        with self._timed("final") as elapsed:
+            new = PlannedFinal([plan for plan in planned if state.training(plan.id) is None])
+            controller = TrialController(self._spec, self._writer, new, None, num_concurrent)
             connection.run_trials(controller, self._data.split, self._spec.search)
             self._writer.flush()
         num_ended = sum(map(self._state.has_ended, ids))
         if num_ended < len(ids):
-            raise InterruptedRunError(f"interrupted with {num_ended} of {len(ids)} confirmations done: {RESUME}")
+            raise InterruptedRunError(
+                f"interrupted with {num_ended} of {len(ids)} trainings of the final round done: {RESUME}"
+            )
         rests_on = state.number_of(SearchEnded)
-        self._writer.publish(ConfirmationEnded(trainings=ids, rests_on=rests_on, elapsed_s=elapsed.seconds))
+        self._writer.publish(FinalEnded(trainings=ids, rests_on=rests_on, elapsed_s=elapsed.seconds))
+
+    def _check_the_recipe(self) -> None:
+        """Raise TrainingFailedError where the recipe failed in the final round: nothing can be compared with it."""
+        for training in self._state.trainings("final"):
+            if training.of == RECIPE and training.status == "failed":
+                raise TrainingFailedError(
+                    f"the recipe failed in the final round, and nothing is selected without it: {training.reason} "
+                    f"(log: {self._run.paths.training_log(training.id)}): give the run another name (--name) once the "
+                    "cause is mended, or set final: null there"
+                )
 
     def select(self, with_search: bool) -> None:
-        """Select a configuration: the search's, or without a search the baseline. Raises TrainingFailedError."""
+        """Select a configuration; without a search the recipe with the parts of `training`.
+
+        Raises TrainingFailedError.
+        """
         state = self._state
         if state.selection_is_current or (not with_search and state.selected):
             return
         selection = None
         if with_search:
-            selection = select(self._spec, state.trainings("search"), state.trainings("confirm"))
+            self._check_the_recipe()
+            selection = select(self._spec, state.trainings("search"), state.trainings("final"))
             if selection is None:
                 raise TrainingFailedError(self._why_nothing_was_selected())
         self._record_selection(selection)
@@ -227,7 +246,7 @@ class Stages:
                 training=trial.id if trial else None,
                 hyperparameters=hyperparameters,
                 score=selection.score if selection else None,
-                confirmed_score=selection.confirmed_score if selection else None,
+                final=selection.final if selection else None,
                 is_complete=selection is None or selection.is_complete,
                 retrainings=planned_retrainings(self._spec, trial, hyperparameters),
                 rests_on=self._state.number_of(SearchEnded),
@@ -261,6 +280,7 @@ class Stages:
         total = sum(plan.config.num_epochs for plan in still_open)
         self._callbacks.on_stage_start("retrain", total, 0, "epochs")
         with self._timed("retrain") as elapsed:
+            still_open = [plan for plan in still_open if not self._taken_baselines.record(self._writer, plan)]
             for plan in still_open:
                 if state.training(plan.id) is None:
                     self._writer.record(TrainingCreated(id=plan.id, stage="retrain", config=plan.config))

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from mnist_ray.config import Hyperparameters, JobSpec, Role, Stage, Status, StepMode, TrainingConfig
 from mnist_ray.metrics import EpochMetrics, Score
 
-RECORD_FORMAT = 4  # moves when a release can no longer go on with the runs of the one before
+RECORD_FORMAT = 5  # moves when a release can no longer go on with the runs of the one before
 
 
 def now() -> str:
@@ -63,6 +63,27 @@ class Provenance:
     git_is_dirty: bool | None
     processor: str
     gpus: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class FinalistMean:
+    """The result of one configuration in the final round."""
+
+    of: str  # its trial, or "recipe"
+    mean: float | None  # of the objective over the seeds; None where a seed failed
+
+
+@dataclass(frozen=True)
+class FinalResult:
+    """The finalists' means, and by how much the recipe had to be beaten."""
+
+    finalists: tuple[FinalistMean, ...]  # in the order of the search's ranking, the recipe last
+    deviation: float | None  # the standard deviation over seeds, pooled over the configurations; None with one seed
+    margin: float  # in the objective's unit
+
+    def mean_of(self, name: str) -> float | None:
+        """Return a configuration's mean; None where it failed or was no finalist."""
+        return next((finalist.mean for finalist in self.finalists if finalist.of == name), None)
 
 
 @dataclass(frozen=True)
@@ -119,13 +140,13 @@ class SessionStarted(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingCreated(Event):
-    """A training was decided on: a trial, a confirmation or a retraining."""
+    """A training was decided on: a trial, a training of the final round or a retraining."""
 
     id: str
     stage: Stage
     config: TrainingConfig
     number: int | None = None  # of a trial, counted from 0
-    of: str | None = None  # of a confirmation: its trial
+    of: str | None = None  # of a training of the final: the trial that it repeats, or "recipe"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +171,7 @@ class TrainingEnded(Event):
     steps: StepMode | None = None  # None where the training did not get that far
     trace: str | None = None  # the traceback of a failure
     model: str | None = None  # the blob of the trained weights, as safetensors
+    taken_from: str | None = None  # RUN/TRAINING where another run trained it (retrain.baseline_from)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,15 +190,15 @@ class SearchEnded(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConfirmationStarted(Event):
-    """A session began to confirm the best trials."""
+class FinalStarted(Event):
+    """A session began the final round."""
 
     trainings: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConfirmationEnded(Event):
-    """All confirmations have ended."""
+class FinalEnded(Event):
+    """All trainings of the final round have ended."""
 
     trainings: tuple[str, ...]
     rests_on: int  # the number of the SearchEnded
@@ -187,10 +209,10 @@ class ConfirmationEnded(Event):
 class ConfigurationSelected(Event):
     """A configuration was selected, and its retrainings follow."""
 
-    training: str | None  # the trial; None for the baseline without a search
+    training: str | None  # the trial; None without a search
     hyperparameters: Hyperparameters
     score: float | None  # the objective at the trial's last epoch
-    confirmed_score: float | None  # the mean objective of its confirmations
+    final: FinalResult | None  # what decided; None without a final round
     is_complete: bool  # False where no trial reached the full budget
     retrainings: tuple[PlannedRetraining, ...]
     rests_on: int  # the number of the SearchEnded; 0 without a search
@@ -244,8 +266,8 @@ EVENTS: tuple[type[Event], ...] = (
     TrainingEnded,
     SearchStarted,
     SearchEnded,
-    ConfirmationStarted,
-    ConfirmationEnded,
+    FinalStarted,
+    FinalEnded,
     ConfigurationSelected,
     RetrainingEnded,
     RetrainingFailed,
@@ -258,8 +280,8 @@ StageEvent = (
     SessionStarted
     | SearchStarted
     | SearchEnded
-    | ConfirmationStarted
-    | ConfirmationEnded
+    | FinalStarted
+    | FinalEnded
     | ConfigurationSelected
     | RetrainingEnded
     | RetrainingFailed

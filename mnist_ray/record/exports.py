@@ -45,7 +45,7 @@ def _write_all(run: RunDir) -> int:
     write_atomic(paths.results_csv, results_csv(table).encode())
     replace_atomic(paths.results_parquet, table.to_parquet)
     replace_atomic(paths.history_parquet, history.to_parquet)
-    write_study(paths.study, spec.name, spec.search, state.trainings("search"))
+    write_study(paths.study, spec, state.trainings("search"))
     if state.selected:
         write_atomic(paths.selected_spec, dump_spec(selected_spec(spec, state.selected.hyperparameters)).encode())
     _write_models(run, state)
@@ -85,6 +85,6 @@ def selected_spec(spec: JobSpec, hyperparameters: Hyperparameters) -> JobSpec:
     content = spec.model_dump()
     for part in ("recipe", "training"):
         content[part] = {name: getattr(hyperparameters, name) for name in content[part]}
-    content["retrain"]["baseline"] = False
+    content["retrain"] |= {"baseline": False, "baseline_from": None}
     content["name"] = f"{spec.name[:59]}-best"
     return JobSpec.model_validate(content)

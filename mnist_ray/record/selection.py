@@ -1,47 +1,49 @@
-"""Which configuration is selected: by the search's ranking, and by confirmations of its best few on fresh seeds."""
+"""The selected configuration: by the search's ranking, and by a final round on fresh seeds with the recipe in it."""
 
 import hashlib
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from mnist_ray.config import JobSpec, Search, TrainingConfig
+from mnist_ray.config import Hyperparameters, JobSpec, Search, TrainingConfig
+from mnist_ray.record.events import FinalistMean, FinalResult
 from mnist_ray.record.state import Training
 from mnist_ray.record.study import direction
+
+RECIPE = "recipe"  # the name of the recipe as published among the finalists
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The trial that validation prefers, with the scores that decided."""
+    """The configuration that validation prefers, with the scores that decided."""
 
-    training: Training
-    score: float  # the objective at its last epoch in the search
+    training: Training  # its trial; the recipe's is the first one
+    score: float | None  # the objective at the trial's last epoch in the search; None where the trial has none
     is_complete: bool  # False where the time budget ended the search before any trial reached the full budget
-    confirmed_score: float | None = None  # the mean objective of its confirmations, which decided; None without them
+    final: FinalResult | None = None  # None without a final round
 
 
 @dataclass(frozen=True)
-class Confirmation:
-    """One configuration of the search, to be trained again on a fresh seed."""
+class FinalTraining:
+    """One training of the final round."""
 
     id: str
-    trial: Training
+    of: str  # a trial, or RECIPE
     config: TrainingConfig
 
 
 def ranked(search: Search, trials: Iterable[Training]) -> list[Training]:
     """Return the trials that can be selected, best first by the objective at the last epoch.
 
-    Ties go to the earlier trial. Candidates are the trials that reached the full budget; where the time budget left
-    none, those with the most epochs.
+    Trials that reached the full budget come before those that did not, and then those that got further. Ties go to
+    the earlier trial.
     """
-    trials = list(trials)
-    candidates = [trial for trial in trials if trial.status == "complete"]
-    if not candidates:
-        short = [trial for trial in trials if trial.status in ("pruned", "stopped")]
-        most = max((trial.epochs_done for trial in short), default=0)
-        candidates = [trial for trial in short if trial.epochs_done == most > 0]
-    return sorted(candidates, key=lambda trial: _sign(search) * last_score(search, trial))
+    able = [trial for trial in trials if trial.history and trial.status in ("complete", "pruned", "stopped")]
+    return sorted(
+        able,
+        key=lambda trial: (trial.status != "complete", -trial.epochs_done, _sign(search) * last_score(search, trial)),
+    )
 
 
 def last_score(search: Search, training: Training) -> float:
@@ -53,52 +55,99 @@ def _sign(search: Search) -> int:
     return -1 if direction(search) == "maximize" else 1
 
 
-def confirmations(spec: JobSpec, trials: Iterable[Training]) -> list[Confirmation]:
-    """Return the trainings that come before a selection: the best configurations, each on the same fresh seeds."""
-    if spec.confirm is None:
+# --- the final round -----------------------------------------------------------------------------------------------
+
+
+def final_trainings(spec: JobSpec, trials: Iterable[Training]) -> list[FinalTraining]:
+    """Return the trainings of the final round: each finalist, and the recipe last, on the same fresh seeds.
+
+    The finalists are the best configurations of the search; the recipe is none of them, nor is any of them twice.
+    """
+    if spec.final is None:
         return []
-    best = ranked(spec.search, trials)[: spec.confirm.top_k]
-    seeds = [seed_of_confirmation(spec.seed, number) for number in range(spec.confirm.seeds)]
+    finalists: dict[Hyperparameters, str] = {}
+    for trial in ranked(spec.search, trials):
+        if trial.config.hyperparameters != spec.baseline and len(finalists) < spec.final.top_k:
+            finalists.setdefault(trial.config.hyperparameters, trial.id)
+    finalists[spec.baseline] = RECIPE
     return [
-        Confirmation(f"confirm-{trial.id}-seed-{number}", trial, trial.config.model_copy(update={"seed": seed}))
-        for trial in best
-        for number, seed in enumerate(seeds)
+        FinalTraining(
+            f"final-{name}-seed-{number}",
+            name,
+            spec.training_config(values, spec.final_epochs, seed_of_final(spec.seed, number)),
+        )
+        for values, name in finalists.items()
+        for number in range(spec.final.seeds)
     ]
 
 
-def seed_of_confirmation(seed: int, number: int) -> int:
-    """Return the seed that all configurations' confirmations of that number share; below 2**31, and no trial's."""
-    digest = hashlib.sha256(f"{seed}/confirmation/{number}".encode()).digest()
-    return int.from_bytes(digest[:4], "little") >> 1
+def seed_of_final(seed: int, number: int) -> int:
+    """Return the seed that all finalists' trainings of that number share.
+
+    It is 2**31 or more, where neither a trial nor a retraining has its seed.
+    """
+    digest = hashlib.sha256(f"{seed}/final".encode()).digest()
+    return 2**31 + (int.from_bytes(digest[:4], "little") >> 1) + number
 
 
-def select(spec: JobSpec, trials: Iterable[Training], confirmed: Sequence[Training]) -> Selection | None:
-    """Select the configuration with the best mean objective over its confirmations, or the search's best without any.
+def select(spec: JobSpec, trials: Sequence[Training], finals: Iterable[Training]) -> Selection | None:
+    """Select by the final round, or by the search's ranking alone where the spec has no final round.
 
-    The search's own score stays out of that mean: it was the reason to look at the configuration, so it is too good.
-    A configuration that failed on a seed comes after all that did not. None if there is nothing to select from.
+    None if there is nothing to select from. The search's own score stays out of the final: it was the reason to look
+    at the configuration, so it is too good. Raises ValueError where the recipe has no result in the final.
     """
     candidates = ranked(spec.search, trials)
     if not candidates:
         return None
     is_complete = candidates[0].status == "complete"
-    scores = {trial.id: score for trial in candidates if (score := confirmed_score(spec, trial, confirmed)) is not None}
-    if not scores:
+    if spec.final is None:
         return Selection(candidates[0], last_score(spec.search, candidates[0]), is_complete)
-    best = min(
-        (trial for trial in candidates if trial.id in scores), key=lambda trial: _sign(spec.search) * scores[trial.id]
-    )
-    return Selection(best, last_score(spec.search, best), is_complete, scores[best.id])
+    planned = final_trainings(spec, trials)
+    ids = {plan.id for plan in planned}
+    result = final_result(spec, [plan.of for plan in planned], [training for training in finals if training.id in ids])
+    name = winner(spec, result)
+    trial = next(trial for trial in trials if (trial.number == 0 if name == RECIPE else trial.id == name))
+    score = last_score(spec.search, trial) if trial.history else None
+    return Selection(trial, score, is_complete, result)
 
 
-def confirmed_score(spec: JobSpec, trial: Training, confirmed: Iterable[Training]) -> float | None:
-    """Return the mean objective of a trial's confirmations; None without any, or if one is not complete."""
-    mine = confirmations_of(trial.id, confirmed)
-    if not mine or any(training.status != "complete" for training in mine):
+def final_result(spec: JobSpec, names: Iterable[str], finals: Sequence[Training]) -> FinalResult:
+    """Return the finalists' means and the margin.
+
+    names: of the finalists. The margin is `final.keep_recipe_within_se` standard errors of the difference of two
+    means, s * sqrt(2 / seeds); s is pooled over all configurations that failed on no seed, and is taken within them.
+    """
+    assert spec.final is not None
+    scores: dict[str, list[float] | None] = {}
+    for name in dict.fromkeys(names):
+        mine = [training for training in finals if training.of == name]
+        is_whole = len(mine) == spec.final.seeds and all(training.status == "complete" for training in mine)
+        scores[name] = [last_score(spec.search, training) for training in mine] if is_whole else None
+    means = {name: None if each is None else fmean(each) for name, each in scores.items()}
+    deviation = pooled_deviation([each for each in scores.values() if each is not None])
+    margin = spec.final.keep_recipe_within_se * (deviation or 0.0) * math.sqrt(2 / spec.final.seeds)
+    return FinalResult(tuple(FinalistMean(name, mean) for name, mean in means.items()), deviation, margin)
+
+
+def pooled_deviation(groups: Sequence[Sequence[float]]) -> float | None:
+    """Return the standard deviation within groups; None where no group has two values."""
+    freedom = sum(len(group) - 1 for group in groups)
+    if freedom == 0:
         return None
-    return fmean(last_score(spec.search, training) for training in mine)
+    squares = sum((value - fmean(group)) ** 2 for group in groups for value in group)
+    return math.sqrt(squares / freedom)
 
 
-def confirmations_of(trial_id: str, confirmed: Iterable[Training]) -> list[Training]:
-    """Return the confirmations of one trial."""
-    return [training for training in confirmed if training.of == trial_id]
+def winner(spec: JobSpec, result: FinalResult) -> str:
+    """Return the finalist with the best mean if it beats the recipe by more than the margin, else RECIPE.
+
+    Raises ValueError where the recipe has no mean.
+    """
+    recipe = result.mean_of(RECIPE)
+    if recipe is None:
+        raise ValueError("the recipe has no result in the final round")
+    sign = _sign(spec.search)
+    means = {each.of: each.mean for each in result.finalists if each.of != RECIPE and each.mean is not None}
+    best = min(means, key=lambda name: sign * means[name], default=RECIPE)
+    is_beaten = best != RECIPE and sign * (recipe - means[best]) > result.margin
+    return best if is_beaten else RECIPE

@@ -19,7 +19,8 @@ class ShortlistStorage(InMemoryStorage):
 
     From then on it lists those that run, the latest NUM_LATEST that ended, and the best NUM_BEST of all. So the good
     ones are those that TPE would take anyway; of the others the oldest are left out, which count least: their weights
-    fall to 1/n. What is listed follows from what is in the study, not from the order in which it came in.
+    fall to 1/n. Trials that ended without parameters are never listed: TPE would count such a trial among the good ones
+    and learn from one less. What is listed follows from what is in the study, not from the order in which it came in.
     """
 
     def __init__(self, is_maximized: bool) -> None:
@@ -43,7 +44,8 @@ class ShortlistStorage(InMemoryStorage):
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
         if len(self._latest) < NUM_LATEST:
-            return super().get_all_trials(study_id, deepcopy, states)
+            everything = super().get_all_trials(study_id, deepcopy, states)
+            return [trial for trial in everything if trial.params or not trial.state.is_finished()]
         listed = self._running.union(self._latest, (int(rank[-1]) for rank in self._best))
         trials = [self.get_trial(trial_id) for trial_id in sorted(listed)]
         if states is not None:
@@ -55,7 +57,7 @@ class ShortlistStorage(InMemoryStorage):
             self._running.add(trial._trial_id)
             return
         self._running.discard(trial._trial_id)
-        if trial.state in ENDED:
+        if trial.state in ENDED and trial.params:
             bisect.insort(self._latest, trial._trial_id)
             bisect.insort(self._best, self._rank(trial))
             del self._latest[:-NUM_LATEST], self._best[NUM_BEST:]

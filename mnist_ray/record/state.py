@@ -10,10 +10,10 @@ from mnist_ray.metrics import EpochMetrics
 from mnist_ray.record.event_log import REMEDY, Numbered
 from mnist_ray.record.events import (
     ConfigurationSelected,
-    ConfirmationEnded,
     E,
     EpochReported,
     Event,
+    FinalEnded,
     RetrainingEnded,
     RetrainingFailed,
     RunTaken,
@@ -33,16 +33,17 @@ from mnist_ray.record.paths import checked_id
 
 @dataclass
 class Training:
-    """One training on record: a trial, a confirmation of a trial on a fresh seed, or a retraining."""
+    """One training on record: a trial, a training of the final round, or a retraining."""
 
     id: str
     stage: Stage
     config: TrainingConfig
     created_at: str
     number: int | None = None  # of a trial, counted from 0
-    of: str | None = None  # of a confirmation: its trial
+    of: str | None = None  # of a training of the final: the trial that it repeats, or "recipe"
     history: list[EpochMetrics] = field(default_factory=list)  # one entry an epoch, in order
     reported_at: list[str] = field(default_factory=list)  # when each entry of `history` was reported
+    first_reports: dict[int, int] = field(default_factory=dict)  # the number of the first event about each epoch
     ended: TrainingEnded | None = None
 
     @property
@@ -179,8 +180,8 @@ class RunState:
         return self._event(SearchEnded)
 
     @property
-    def confirmed(self) -> ConfirmationEnded | None:
-        return self._event(ConfirmationEnded)
+    def final_ended(self) -> FinalEnded | None:
+        return self._event(FinalEnded)
 
     @property
     def selected(self) -> ConfigurationSelected | None:
@@ -212,8 +213,8 @@ class RunState:
         return ended.out_of_time and (spec.max_hours is None or spec.max_hours * 3600 > ended.used_s)
 
     @property
-    def confirmation_is_current(self) -> bool:
-        return self.confirmed is not None and self.confirmed.rests_on == self.number_of(SearchEnded)
+    def final_is_current(self) -> bool:
+        return self.final_ended is not None and self.final_ended.rests_on == self.number_of(SearchEnded)
 
     @property
     def selection_is_current(self) -> bool:
@@ -235,7 +236,9 @@ class RunState:
                 training = Training(checked_id(event.id), event.stage, event.config, event.at, event.number, event.of)
                 self._trainings[event.id] = training
             case EpochReported():
-                self._created(event.id).add_epoch(event.metrics, event.at)
+                training = self._created(event.id)
+                training.add_epoch(event.metrics, event.at)
+                training.first_reports.setdefault(event.metrics.epoch, number)
             case TrainingEnded():
                 self._created(event.id).ended = event
             case UnknownEvent():

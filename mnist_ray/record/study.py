@@ -11,7 +11,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from mnist_ray.config import Choices, JobSpec, Search, is_whole
+from mnist_ray.config import Choices, Hyperparameters, JobSpec, Range, Search, Value, is_whole
 from mnist_ray.record.shortlist import ShortlistStorage
 from mnist_ray.record.state import Training
 from mnist_ray.storage.files import StoragePath, replace_atomic
@@ -29,13 +29,14 @@ class SearchStudy:
 
     The study lives in memory and is made from the record at every start. Each suggestion depends on the seed, the
     trial's number and what is in the study, so a search that was interrupted suggests what it would have.
-    After a thousand trials TPE is shown a part of them (see shortlist.py).
+    After a thousand trials TPE is shown a part of them (see shortlist.py). A trial that is no point of the space is in
+    the study without parameters, and shortlist.py keeps it from TPE.
     """
 
     def __init__(self, spec: JobSpec, trainings: Sequence[Training]) -> None:
         """trainings: the search's on record, in the order of their numbers."""
         self._spec = spec
-        self._space = distributions(spec.search)
+        self._space = always_suggested(spec.search)
         is_maximized = direction(spec.search) == "maximize"
         self._study = _new_study(spec.search, storage=ShortlistStorage(is_maximized))
         self.num_suggested = len(trainings)  # counted here, because the study copies every trial that it lists
@@ -43,20 +44,42 @@ class SearchStudy:
         self._known_epochs: dict[int, set[int]] = {}  # of running trials that were on record at the start
         for number, training in enumerate(trainings):
             assert training.number == number, training.id
-            self._study.add_trial(_as_trial(training, spec.search, self._space))
+            self._study.add_trial(_as_trial(training, spec))
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             self._running[trial.number] = optuna.Trial(self._study, trial._trial_id)
             self._known_epochs[trial.number] = set(trial.intermediate_values)
 
-    def suggest(self) -> dict[str, Any]:
-        """The searched hyperparameters of the next trial; the first trial is the recipe, where the space has it."""
-        number = self.num_suggested
-        if number == 0 and self._spec.baseline_is_in_space:
-            self._study.enqueue_trial({key: getattr(self._spec.baseline, key) for key in self._space})
+    def suggest(self) -> Hyperparameters:
+        """Return the configuration of the next trial: a fixed one, then what TPE suggests."""
+        number, fixed = self.num_suggested, self._spec.fixed_trials
+        values = fixed[number] if number < len(fixed) else None
         self._study.sampler = _sampler(seed_of_trial(self._spec.seed, number), self._spec.search, self._space)
-        self._running[number] = self._study.ask(self._space)
+        if values is None:
+            running = self._study.ask(self._space)
+            values = self._completed(running)
+        elif self._spec.is_in_space(values):
+            self._study.enqueue_trial(_params(self._spec.search, values))
+            running = self._study.ask(self._space)
+            self._completed(running)
+        else:
+            running = self._study.ask()
+        self._running[number] = running
         self.num_suggested += 1
-        return self._running[number].params
+        return values
+
+    def _completed(self, running: optuna.Trial) -> Hyperparameters:
+        """Suggest what a trial has only because of its other parameters, and return its configuration."""
+        values: dict[str, Value] = self._spec.starting_point.model_dump()
+        for key, dimension in self._spec.search.space.items():
+            if not isinstance(dimension, Range) or dimension.off is None:
+                values[key] = running.params[key]
+            elif running.params[f"{key}_off"]:
+                values[key] = int(dimension.off) if is_whole(key) else dimension.off
+            elif is_whole(key):
+                values[key] = running.suggest_int(key, int(dimension.low), int(dimension.high), log=dimension.log)
+            else:
+                values[key] = running.suggest_float(key, dimension.low, dimension.high, log=dimension.log)
+        return Hyperparameters.model_validate(values)
 
     def tell(self, training: Training) -> None:
         """Put an ended trial's outcome into the study, its whole curve included."""
@@ -82,7 +105,10 @@ def num_startup_trials(search: Search) -> int:
 
 
 class _SpaceKnownTPE(optuna.samplers.TPESampler):
-    """Does not look through all trials for what they have in common: each has the whole space."""
+    """TPE that does not look through all trials for what they have in common: each has this space.
+
+    The value beside an `off` is suggested on its own, from the trials that have one.
+    """
 
     def __init__(self, space: dict[str, BaseDistribution], **options: Any) -> None:
         super().__init__(**options)
@@ -104,25 +130,24 @@ def _sampler(seed: int, search: Search, space: dict[str, BaseDistribution]) -> o
         )
 
 
-def write_study(path: StoragePath, name: str, search: Search, trainings: Sequence[Training]) -> None:
+def write_study(path: StoragePath, spec: JobSpec, trainings: Sequence[Training]) -> None:
     """Write the study as a SQLite file that Optuna and its dashboard open."""
 
     def write(beside: Path) -> None:
         storage = optuna.storages.RDBStorage(f"sqlite:///{beside}")
-        study_of(search, trainings, storage=storage, study_name=name)
+        study_of(spec, trainings, storage=storage, study_name=spec.name)
         storage.engine.dispose()
 
     replace_atomic(path, write)
 
 
-def study_of(search: Search, trainings: Sequence[Training], zone: tzinfo | None = None, **where: Any) -> optuna.Study:
+def study_of(spec: JobSpec, trainings: Sequence[Training], zone: tzinfo | None = None, **where: Any) -> optuna.Study:
     """The study with these trials in it; in memory, unless `where` gives `create_study` a storage.
 
     zone: of its times; by default the machine's, as Optuna has it.
     """
-    space = distributions(search)
-    study = _new_study(search, **where)
-    study.add_trials([_as_trial(training, search, space, zone) for training in trainings])
+    study = _new_study(spec.search, **where)
+    study.add_trials([_as_trial(training, spec, zone) for training in trainings])
     return study
 
 
@@ -137,29 +162,54 @@ def direction(search: Search) -> Literal["minimize", "maximize"]:
 
 
 def distributions(search: Search) -> dict[str, BaseDistribution]:
+    """Return the space as Optuna has it; a range with an `off` is two parameters: KEY_off, and KEY unless it is off."""
     found: dict[str, BaseDistribution] = {}
     for key, dimension in search.space.items():
         if isinstance(dimension, Choices):
             found[key] = CategoricalDistribution(dimension.choices)
-        elif is_whole(key):
+            continue
+        if dimension.off is not None:
+            found[f"{key}_off"] = CategoricalDistribution((False, True))
+        if is_whole(key):
             found[key] = IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log)
         else:
             found[key] = FloatDistribution(dimension.low, dimension.high, log=dimension.log)
     return found
 
 
-def _as_trial(
-    training: Training, search: Search, space: dict[str, BaseDistribution], zone: tzinfo | None = None
-) -> FrozenTrial:
-    curve = _curve(training, search)
+def always_suggested(search: Search) -> dict[str, BaseDistribution]:
+    """Return the part of the space that every suggested trial has."""
+    found = distributions(search)
+    return {key: distribution for key, distribution in found.items() if f"{key}_off" not in found}
+
+
+def _params(search: Search, values: Hyperparameters) -> dict[str, Any]:
+    """Return a configuration of the space as Optuna has it."""
+    params: dict[str, Any] = {}
+    for key, dimension in search.space.items():
+        value = getattr(values, key)
+        if isinstance(dimension, Range) and dimension.off is not None:
+            params[f"{key}_off"] = value == dimension.off
+            if value == dimension.off:
+                continue
+        params[key] = value
+    return params
+
+
+def _as_trial(training: Training, spec: JobSpec, zone: tzinfo | None = None) -> FrozenTrial:
+    curve = _curve(training, spec.search)
     state = STATES[training.status] if training.status else TrialState.RUNNING
     attributes = {"training": training.id, "status": training.status or "running"}
     if training.reason:
         attributes["reason"] = training.reason
+    values, space = training.config.hyperparameters, distributions(spec.search)
+    params = _params(spec.search, values) if spec.is_in_space(values) else {}
+    if not params:
+        attributes["fixed"] = "recipe" if values == spec.baseline else "recipe and training"
     trial = create_trial(
         state=state,
-        params={key: getattr(training.config, key) for key in space},
-        distributions=space,
+        params=params,
+        distributions={key: space[key] for key in params},
         user_attrs=attributes,
         intermediate_values=curve,
         # A pruned trial's value is that of its last epoch, as Optuna itself has it.

@@ -32,8 +32,8 @@ _EPOCH_COLUMNS = _dtypes(EpochMetrics(1, 0.0, _SCORE, _SCORE, _SCORE).columns())
 # One row per training. pandas' nullable types, so that a missing number stays missing and a count stays whole.
 COLUMNS = {
     "id": "string",
-    "stage": "string",  # search, confirm, retrain
-    "role": "string",  # trial, confirmation, selected, baseline; superseded where a longer search selected another
+    "stage": "string",  # search, final, retrain
+    "role": "string",  # trial, finalist, selected, baseline; superseded where a longer search selected another
     "status": "string",  # complete, pruned, stopped, failed; running where it has not ended
     "reason": "string",
     **{name: dtype_of(name) for name in Hyperparameters.model_fields},
@@ -62,7 +62,7 @@ def results_table(state: RunState) -> pd.DataFrame:
     order = {training_id: number for number, training_id in enumerate(roles)}  # the selected before the baseline
     retrained = sorted(state.trainings("retrain"), key=lambda training: order.get(training.id, len(order)))
     rows = [_row(training, "trial", state) for training in state.trainings("search")]
-    rows += [_row(training, "confirmation", state) for training in state.trainings("confirm")]
+    rows += [_row(training, "finalist", state) for training in state.trainings("final")]
     rows += [_row(training, roles.get(training.id, "superseded"), state) for training in retrained]
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
 

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import cast
 
 from mnist_ray.config import Stage
-from mnist_ray.record.events import ConfirmationEnded, RetrainingEnded, TestScored
+from mnist_ray.record.events import FinalEnded, RetrainingEnded, TestScored
 from mnist_ray.record.state import RunState, Training
 
 
@@ -81,7 +81,7 @@ def stage_times(state: RunState) -> list[StageTime]:
         times.append(StageTime("data", sum(data_s), 0.0))
     if state.search_ended:
         times.append(StageTime("search", state.search_ended.used_s, _computing_s(state.trainings("search"))))
-    for kind, stage in ((ConfirmationEnded, "confirm"), (RetrainingEnded, "retrain"), (TestScored, "test")):
+    for kind, stage in ((FinalEnded, "final"), (RetrainingEnded, "retrain"), (TestScored, "test")):
         ended = [event.elapsed_s for event in state.stage_events if isinstance(event, kind)]
         trainings = [] if stage == "test" else state.trainings(cast(Stage, stage))
         if ended:

@@ -82,8 +82,8 @@ def optimism(shifts: Sequence[Optimism], objective: Objective) -> go.Figure:
         marker_size=11,
     )
     figure.add_scatter(
-        x=[each.training_id for each in shifts for _ in each.confirmed],
-        y=[score for each in shifts for score in each.confirmed],
+        x=[each.training_id for each in shifts for _ in each.fresh],
+        y=[score for each in shifts for score in each.fresh],
         mode="markers",
         name="on fresh seeds",
         marker_size=8,

@@ -113,7 +113,7 @@ def _optuna_illustrations(review: Review) -> list[Illustration]:
         "rank": (figures.MOST_DOTS, num_complete),
     }
     shown = []
-    for name, drawing in figures.optuna_figures(study_of(search, trials, UTC), search.objective).items():
+    for name, drawing in figures.optuna_figures(study_of(review.spec, trials, UTC), search.objective).items():
         title, caption = OPTUNA_TITLES[name]
         most, total = limits.get(name, (0, 0))
         sampled = f" The best and an even sample of {most} of {total:,}." if total > most else ""

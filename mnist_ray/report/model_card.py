@@ -42,5 +42,5 @@ def _source(review: Review) -> str:
     if selected is None or selected.training is None:
         return "the baseline's, as the spec gives them; nothing was searched."
     num_trials = len(review.state.trainings("search"))
-    confirmed = " and confirmed on fresh seeds" if selected.confirmed_score is not None else ""
+    confirmed = " and a final round on fresh seeds" if selected.final is not None else ""
     return f"selected among {num_trials} trials by the validation split{confirmed} ({selected.training})."

@@ -1,5 +1,6 @@
 """The protocol of a run, the identity of its inputs, and the commands that repeat it: lines of a report."""
 
+from mnist_ray.report.analysis.scores import rung_epoch
 from mnist_ray.report.formatting import minute
 from mnist_ray.report.review import Review
 from mnist_ray.storage.files import seal
@@ -32,25 +33,26 @@ def protocol(review: Review) -> list[str]:
 
 
 def _search_lines(review: Review) -> list[str]:
-    search, confirm = review.spec.search, review.spec.confirm
+    search, final = review.spec.search, review.spec.final
     if review.search is None:
         return []
     stopping = "no early stopping"
     if search.early_stopping:
         stopping = (
-            f"ASHA stops the worst early (from epoch {search.early_stopping.grace_epochs}, one in "
-            f"{search.early_stopping.reduction_factor:g} goes on)"
+            f"the worst are stopped early (from epoch {rung_epoch(review.state)}; one in "
+            f"{search.early_stopping.reduction_factor:g} goes on, and at least {final.top_k if final else 1})"
         )
-    confirmation = "No confirmation: the search's own score decided, which is too good."
-    if confirm:
-        confirmation = (
-            f"Confirmation: the best {confirm.top_k} configurations again on {confirm.seeds} fresh seeds each; the "
-            "mean of these scores decides, without the search's own."
+    final_round = "No final round: the search's own score decided, which is too good."
+    if final:
+        final_round = (
+            f"Final round: the best {final.top_k} configurations and the recipe as published, "
+            f"{review.spec.final_epochs} epochs on {final.seeds} fresh seeds each. The best mean replaces the recipe "
+            f"if it is better by more than {final.keep_recipe_within_se:g} standard errors."
         )
     return [
         f"Search: {search.num_trials} trials of up to {search.num_epochs} epochs, TPE, {stopping}; judged by "
         f"{search.objective} on the validation split.",
-        confirmation,
+        final_round,
     ]
 
 

@@ -14,6 +14,7 @@ from mnist_ray.record.rundir import RunDir
 from mnist_ray.record.state import RunState, Training
 from mnist_ray.record.tables import STAGES, history_table, results_table
 from mnist_ray.report.analysis.importance import Importances, importances
+from mnist_ray.report.analysis.scores import rung_epoch
 from mnist_ray.report.analysis.search_review import SearchReview, review_search
 from mnist_ray.report.analysis.verdict import Verdict, verdict
 from mnist_ray.report.summary import summary_lines
@@ -51,7 +52,7 @@ class Review:
             state.started,
             verdict(run),
             review_search(state),
-            importances(state.started.spec.search, ended) if ended else None,
+            importances(state.started.spec, ended, rung_epoch(state)) if ended else None,
             results_table(state),
             history_table(state),
             model,

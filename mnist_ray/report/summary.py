@@ -19,7 +19,7 @@ RETRAINED_COLUMNS = [
     "role", "status", *HYPERPARAMETERS, "seed", "epochs_done", "test_accuracy", "test_correct", "test_loss",
     "train_loss", "elapsed_s", "workers",
 ]  # fmt: skip
-CONFIRMED_COLUMNS = [
+FINAL_COLUMNS = [
     "id", "seed", "status", *HYPERPARAMETERS, "epochs_done", "val_loss", "val_accuracy", "elapsed_s",
 ]  # fmt: skip
 TRIAL_COLUMNS = ["id", "status", *HYPERPARAMETERS, "epochs_done", "val_loss", "val_accuracy", "elapsed_s", "reason"]
@@ -72,11 +72,11 @@ def results_markdown(
         parts += [f"> ⚠ {cell('text', warning.text)}", ""]
         if warning.patch:
             parts += ["```yaml", warning.patch.rstrip(), "```", ""]
-    retrained, confirmed, trials = (table[table["stage"] == stage] for stage in ("retrain", "confirm", "search"))
+    retrained, finals, trials = (table[table["stage"] == stage] for stage in ("retrain", "final", "search"))
     shown_of = partial(columns_in_use, trainings=[each for stage in STAGES for each in state.trainings(stage)])
     with_ensembles = [*retrained.to_dict("records"), *map(_ensemble_row, ensembles)]
     parts += _section("Retrained models", pd.DataFrame(with_ensembles), shown_of(RETRAINED_COLUMNS))
-    parts += _section("The best trials on fresh seeds", confirmed, shown_of(CONFIRMED_COLUMNS))
+    parts += _section("The final round", finals, shown_of(FINAL_COLUMNS))
     complete_first = trials.assign(_rank=trials["status"].map({"complete": 0}).fillna(1))
     is_ascending = [True, direction(spec.search) == "minimize"]
     shown = complete_first.sort_values(["_rank", spec.search.objective], ascending=is_ascending).head(MOST_TRIALS_SHOWN)

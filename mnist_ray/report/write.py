@@ -78,8 +78,8 @@ def missing_stages(review: Review) -> list[str]:
     if not state.selected or with_search:
         if not state.search_ended:
             missing.append(f"the search: {state.num_ended('search')} of {spec.search.num_trials} trials have ended")
-        if spec.confirm and not state.confirmed:
-            missing.append("the confirmation of the best configurations on fresh seeds")
+        if spec.final and not state.final_ended:
+            missing.append("the final round of the best configurations and the recipe")
         if not state.selected:
             missing.append("the selection of a configuration")
     if not state.retrained:

@@ -36,7 +36,7 @@ def made_spec(storage: Path) -> JobSpec:
             "data": {"name": "digits", "num_validation": 180},
             "recipe": {"batch_size": 64},
             "search": {"num_trials": 2, "num_epochs": NUM_EPOCHS, "early_stopping": None, "max_concurrent_trials": 1},
-            "confirm": None,
+            "final": None,
             "retrain": {"num_epochs": NUM_EPOCHS, "baseline": False},
         }
     )
@@ -85,7 +85,7 @@ def _finish(writer: RunWriter, spec: JobSpec) -> None:
             training=TRIAL,
             hyperparameters=spec.baseline,
             score=0.5,
-            confirmed_score=None,
+            final=None,
             is_complete=True,
             retrainings=(events.PlannedRetraining(RETRAINING, "selected", _config(spec, 0)),),
             rests_on=searched,

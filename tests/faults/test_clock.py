@@ -28,7 +28,7 @@ def test_a_clock_set_back_repeats_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     use_few_images(monkeypatch)
     run = search_job(small_spec(tmp_path, search__num_trials=2), LocalBackend())
     search = ["session_started", "search_started", "search_ended"]
-    searched = [*search, "confirmation_started", "confirmation_ended", "configuration_selected"]
+    searched = [*search, "final_started", "final_ended", "configuration_selected"]
     assert kinds(run) == searched
     monkeypatch.setattr(events, "datetime", YesterdaysClock)
     spec = small_spec(tmp_path, search__num_trials=3)

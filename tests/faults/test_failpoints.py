@@ -103,7 +103,7 @@ def check_folder(path: Path, point: str) -> None:
 def test_unpublished_epochs_come_from_the_checkpoint(undisturbed: Path, tmp_path: Path, training_id: str) -> None:
     """The kill comes when epochs have checkpoints and none is published; the times show that none is redone."""
     spec = small_spec(tmp_path)
-    num_before = 0 if training_id.startswith("trial") else num_epochs(undisturbed / "small", "search", "confirm")
+    num_before = 0 if training_id.startswith("trial") else num_epochs(undisturbed / "small", "search", "final")
     assert run_in_a_fork(spec, f"event-epoch_reported:before:{num_before + 1}") == -9
     run = RunDir(tmp_path / "small")
     kept = checkpointed_epochs(run)

@@ -58,7 +58,7 @@ def test_lost_node_costs_an_epoch(nodes: Nodes, tmp_path: Path, with_notice: boo
             "storage": str(tmp_path),
             "data": {"name": "digits", "num_validation": 180},
             "search": {"num_trials": 6, "num_epochs": 12, "early_stopping": None},
-            "confirm": None,
+            "final": None,
             "retrain": {"num_epochs": 12, "workers": 2, "baseline": False},
             "max_failures": 0 if with_notice else 1,
         }

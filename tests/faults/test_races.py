@@ -12,7 +12,7 @@ import pytest
 from mnist_ray import RunDir
 from mnist_ray.errors import OwnedByAnotherError, TakenOverError
 from mnist_ray.record import lease as ownership
-from mnist_ray.record.events import ConfirmationStarted, Event, RetrainingFailed, RunTaken
+from mnist_ray.record.events import Event, FinalStarted, RetrainingFailed, RunTaken
 from mnist_ray.record.lease import owned
 
 NUM_RACES = 50
@@ -28,7 +28,7 @@ def drive(path: Path) -> int:
             while len(run.state.stage_events) < NUM_STEPS:
                 time.sleep(0.01)
                 for _ in range(2):  # in one file or in two
-                    writer.record(ConfirmationStarted(trainings=(str(os.getpid()),)))
+                    writer.record(FinalStarted(trainings=(str(os.getpid()),)))
                 writer.flush()
             if run.state.retraining_failed is None:
                 writer.publish(RetrainingFailed(error=str(os.getpid())))
@@ -55,7 +55,7 @@ def author_of(event: Event) -> str:
     match event:
         case RunTaken():
             return str(event.process.pid)
-        case ConfirmationStarted():
+        case FinalStarted():
             return event.trainings[0]
         case RetrainingFailed():
             return event.error

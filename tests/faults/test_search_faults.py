@@ -27,7 +27,7 @@ def spec_of(storage: Path, **changes: Any) -> JobSpec:
         "storage": str(storage),
         "data": {"name": "digits", "num_validation": 180},
         "search": {"num_trials": 3, "num_epochs": 2, "early_stopping": None},
-        "confirm": None,
+        "final": None,
         "retrain": {"num_epochs": 2, "workers": 2, "baseline": False},
     }
     return parse_spec(content | changes)

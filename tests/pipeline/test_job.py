@@ -21,6 +21,7 @@ from mnist_ray import (
     train_job,
     write_report,
 )
+from mnist_ray.errors import TrainingFailedError
 from mnist_ray.pipeline.prediction import evaluate_run
 from mnist_ray.record.events import RunTaken, kind_of
 from mnist_ray.record.exports import write_exports
@@ -37,7 +38,9 @@ def _small_jobs() -> Iterator[None]:
 
 
 def job_spec(storage: Path, **changes: Any) -> JobSpec:
-    return small_spec(storage, **{"search__num_trials": 5, "confirm": {"top_k": 2, "seeds": 2}, **changes})
+    return small_spec(
+        storage, **{"search__num_trials": 5, "final": {"top_k": 2, "seeds": 2, "keep_recipe_within_se": 0}, **changes}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -67,36 +70,60 @@ def test_each_training_is_one_row(finished: tuple[JobSpec, RunDir]) -> None:
     np.testing.assert_allclose(table["val_accuracy"].dropna().astype(float), accuracy.dropna().astype(float))
 
 
-def test_confirmations_decide_the_selection(finished: tuple[JobSpec, RunDir]) -> None:
+def test_final_decides_the_selection(finished: tuple[JobSpec, RunDir]) -> None:
     spec, run = finished
     table = read_results(run.paths.results_parquet)
-    complete = table[(table["stage"] == "search") & (table["status"] == "complete")].sort_values("val_loss")
-    confirmed = table[table["role"] == "confirmation"]
+    trials = table[(table["stage"] == "search") & (table["id"] != "trial-0000")]
+    complete = trials[trials["status"] == "complete"].sort_values("val_loss")
+    finals = table[table["role"] == "finalist"]
     best_two = complete["id"].head(2).tolist()
-    assert confirmed["id"].tolist() == [
-        f"confirm-{trial}-seed-{number}" for trial in sorted(best_two) for number in (0, 1)
-    ]
-    assert (confirmed["status"] == "complete").all() and (confirmed["epochs_done"] == spec.search.num_epochs).all()
-    assert confirmed["seed"].nunique() == 2
-    assert not set(confirmed["seed"]) & set(table[table["stage"] == "search"]["seed"])
-    means = confirmed.groupby(confirmed["id"].str.extract("(trial-[0-9]+)", expand=False))["val_loss"].mean()
+    assert set(finals["id"]) == {f"final-{name}-seed-{number}" for name in ["recipe", *best_two] for number in (0, 1)}
+    assert (finals["status"] == "complete").all() and (finals["epochs_done"] == spec.retrain.num_epochs).all()
+    assert finals["seed"].nunique() == 2
+    assert not set(finals["seed"]) & {*table[table["stage"] != "final"]["seed"]}
+    means = finals.groupby(finals["id"].str.extract("final-(.*)-seed", expand=False))["val_loss"].mean()
     selected = run.state.selected
-    assert selected is not None
-    assert selected.training == means.idxmin()
-    assert selected.confirmed_score == pytest.approx(means.min())
+    assert selected is not None and selected.final is not None
+    assert {each.of: each.mean for each in selected.final.finalists} == pytest.approx(means.to_dict())
+    assert selected.training == means.idxmin() != "recipe"
 
 
-def test_first_trial_is_the_baseline(finished: tuple[JobSpec, RunDir]) -> None:
-    spec, run = finished
-    first = run.state.training("trial-0000")
-    assert first is not None
-    assert first.config.hyperparameters == spec.baseline
+def test_first_trials_are_fixed(tmp_path: Path) -> None:
+    """And go on to their end, however bad they are."""
+    spec = job_spec(
+        tmp_path, recipe__learning_rate=1e-6, training={"schedule": "cosine", "warmup": 0.0}, search__num_trials=6
+    )
+    trials = search_job(spec, LocalBackend()).state.trainings("search")
+    assert [trial.config.hyperparameters for trial in trials[:2]] == [spec.baseline, spec.starting_point]
+    assert [trial.status for trial in trials[:2]] == ["complete", "complete"]
+    assert {trial.config.schedule for trial in trials[1:]} == {"cosine"}
+
+
+def test_winning_recipe_is_retrained_once(tmp_path: Path) -> None:
+    """Nothing beats it by a thousand standard errors."""
+    run = run_job(job_spec(tmp_path, final={"keep_recipe_within_se": 1000.0}), LocalBackend())
+    selected = run.state.selected
+    assert selected is not None and selected.final is not None
+    assert (selected.training, selected.hyperparameters) == ("trial-0000", job_spec(tmp_path).baseline)
+    assert [(plan.id, plan.role) for plan in selected.retrainings] == [("retrain-recipe-seed-0", "selected = baseline")]
+    assert run.state.tested is not None and set(run.state.tested.scores) == {"retrain-recipe-seed-0"}
+    assert load_spec(run.paths.selected_spec).baseline == job_spec(tmp_path).baseline
+
+
+def test_failing_recipe_ends_the_run(tmp_path: Path) -> None:
+    spec = job_spec(tmp_path, recipe__learning_rate=1e30)
+    for _ in range(2):
+        with pytest.raises(TrainingFailedError, match=r"the recipe failed in the final round.*diverged.*log: "):
+            run_job(spec, LocalBackend())
+    run = RunDir(tmp_path / "small")
+    assert run.state.final_ended is not None and run.state.selected is None
+    assert run.paths.training_log("final-recipe-seed-0").is_file()
 
 
 def test_test_opens_once_after_the_selection(finished: tuple[JobSpec, RunDir]) -> None:
     _, run = finished
     kinds = [kind_of(type(event)) for event in run.state.stage_events]
-    search = ["session_started", "search_started", "search_ended", "confirmation_started", "confirmation_ended"]
+    search = ["session_started", "search_started", "search_ended", "final_started", "final_ended"]
     assert kinds == [*search, "configuration_selected", "retraining_ended", "test_opened", "test_scored"]
 
 
@@ -176,6 +203,8 @@ def test_more_trials_reopen_the_selection(tmp_path: Path) -> None:
     kinds = [kind_of(type(event)) for event in run.state.stage_events]
     assert kinds.count("configuration_selected") == 2
     assert run.state.selection_is_current
+    again = [training.id for training, _ in remembering.ends if training.stage == "final"]
+    assert "final-recipe-seed-0" not in again, "what the final trained is used again"
 
 
 def test_other_data_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,6 +240,7 @@ def test_narrow_search_is_reported(tmp_path: Path) -> None:
         search__num_epochs=4,
         recipe__batch_size=4,
         search__early_stopping=None,
+        final=None,
     )
     review = write_report(search_job(spec, LocalBackend()))
     assert review.search is not None

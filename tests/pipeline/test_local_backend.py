@@ -76,7 +76,7 @@ def test_finished_run_is_not_repeated(undisturbed: RunDir) -> None:
     assert (essence(run.path), run.state.num_events) == before
 
 
-@pytest.mark.parametrize("training_id", ["trial-0000", "confirm", "retrain"])
+@pytest.mark.parametrize("training_id", ["trial-0000", "final", "retrain"])
 def test_interrupted_run_ends_the_same(
     undisturbed: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, training_id: str
 ) -> None:
@@ -100,7 +100,7 @@ def test_failing_trials_are_recorded(tmp_path: Path) -> None:
         search__space={"learning_rate": {"choices": [0.0003, 1e30]}},
         search__num_trials=6,
         search__early_stopping=None,
-        confirm=None,
+        final=None,
         seed=3,
     )
     blocked = tmp_path / "small" / "checkpoints" / "trial-0000"
@@ -119,7 +119,8 @@ def test_failing_trials_are_recorded(tmp_path: Path) -> None:
 
 
 def test_failure_of_all_trials_is_said(tmp_path: Path) -> None:
-    spec = small_spec(tmp_path, search__space={"learning_rate": {"choices": [1e30, 1e31]}}, search__num_trials=2)
+    space = {"learning_rate": {"choices": [1e30, 1e31]}}
+    spec = small_spec(tmp_path, search__space=space, search__num_trials=2, recipe__learning_rate=1e30)
     with pytest.raises(TrainingFailedError, match=r"all 2 trials.*diverged.*log: "):
         run_job(spec, LocalBackend())
 
@@ -208,7 +209,7 @@ def test_time_budget_ends_the_search(tmp_path: Path) -> None:
         search__num_trials=500,
         search__num_epochs=4,
         search__early_stopping={"grace_epochs": 1, "reduction_factor": 2},
-        confirm=None,
+        final=None,
         max_hours=2.5 / 3600,
     )
     run = run_job(spec, LocalBackend())
@@ -277,7 +278,7 @@ def test_callbacks_get_roles_and_stages(tmp_path: Path) -> None:
     run_job(small_spec(tmp_path), LocalBackend(), [remembering])
     assert remembering.stages == [
         "search: 0 of 3 trials",
-        "confirm: 0 of 2 trainings",
+        "final: 0 of 2 trainings",
         "retrain: 0 of 4 epochs",
         "test: 0 of 2 models",
     ]
@@ -336,7 +337,7 @@ def start(spec: Path) -> "subprocess.Popen[str]":
 @pytest.mark.timeout(900)
 def test_command_stops_and_goes_on(tmp_path: Path) -> None:
     """SIGTERM in the search, Ctrl-C in the retraining, then the end; none of the sessions imports Ray."""
-    search = {"search__num_trials": 2, "search__num_epochs": 6, "search__early_stopping": None, "confirm": None}
+    search = {"search__num_trials": 2, "search__num_epochs": 6, "search__early_stopping": None, "final": None}
     spec = small_spec(tmp_path, **search, data__num_validation=1200, retrain__num_epochs=10, retrain__baseline=False)
     run = RunDir(tmp_path / "small")
     path = written(spec, tmp_path)

@@ -30,7 +30,7 @@ def changed_package(tmp_path: Path) -> Path:
 
 def run_with(folder: Path, space: str) -> "subprocess.CompletedProcess[str]":
     settings = [
-        "search.num_trials=2", "search.num_epochs=1", "confirm=null", "retrain.num_epochs=1", "retrain.workers=1",
+        "search.num_trials=2", "search.num_epochs=1", "final=null", "retrain.num_epochs=1", "retrain.workers=1",
         "data.num_validation=1200", f"search.space={space}",
     ]  # fmt: skip
     command = [

@@ -40,11 +40,16 @@ def test_benchmark_gives_time_and_cost(tmp_path: Path) -> None:
     section = {"rows": [{"loop": "mnist_ray", "threads": 1, "wall ms": 25.6}]}  # 0.2 ms an image
     (tmp_path / "benchmark.json").write_text(json.dumps({"sections": [section]}))
     search = {"num_trials": 4, "num_epochs": 2, "early_stopping": None}
-    spec = a_spec(tmp_path, search=search, confirm={"top_k": 3, "seeds": 1}, retrain={"num_epochs": 10, "workers": 2})
+    spec = a_spec(
+        tmp_path,
+        search=search,
+        final={"top_k": 2, "seeds": 2, "num_epochs": 3},
+        retrain={"num_epochs": 10, "workers": 2},
+    )
     found = plan(spec, TWO)
     times = {each.stage: (each.expected_s, each.at_most_s) for each in found.estimates}
     assert times["search"] == pytest.approx((4 * 2 * 11 / 2, 4 * 2 * 11 / 2))  # 55,000 images take 11 s
-    assert times["confirm"] == pytest.approx((2 * 2 * 11, 2 * 2 * 11))  # three trainings, two at once
+    assert times["final"] == pytest.approx((3 * 3 * 11, 3 * 3 * 11))  # six trainings, two at once
     assert times["retrain"] == pytest.approx((2 * 10 * 12 / 2, 2 * 10 * 12))
     total = sum(low for low, _ in times.values()), sum(high for _, high in times.values())
     (cost,) = [line for line in found.lines(36.0) if line.startswith("cost")]
@@ -88,7 +93,7 @@ def test_earlier_run_gives_the_speed(tmp_path: Path) -> None:
     make_up(made_up_spec(tmp_path, name="earlier"), until="searched")  # 180 images in 0.01 s
     found = plan(made_up_spec(tmp_path, name="next"), TWO)
     assert "from run earlier" in facts(found)["speed"]
-    assert [each.stage for each in found.estimates] == ["search", "confirm", "retrain"]
+    assert [each.stage for each in found.estimates] == ["search", "final", "retrain"]
     assert "not known" in facts(plan(a_spec(tmp_path), TWO))["speed"]  # it was on digits
 
 
@@ -109,9 +114,42 @@ def test_plan_foresees_the_verdict(tmp_path: Path) -> None:
 
 
 def test_early_stopping_shortens_the_expectation() -> None:
-    search = a_spec(Path(), search={"num_epochs": 10}).search  # rungs 1 and 4, one in four goes on
-    assert expected_epochs(search) == pytest.approx(1 + 3 / 4 + 6 / 16)
-    assert expected_epochs(search.model_copy(update={"early_stopping": None})) == 10
+    """Rungs 1 and 4, beyond which one trial in four goes on, and three at least."""
+    spec = a_spec(Path(), search={"num_epochs": 10, "num_trials": 20})
+    assert expected_epochs(spec) == pytest.approx((20 * 1 + 5 * 3 + 3 * 6) / 20)
+    assert expected_epochs(a_spec(Path(), search={"num_epochs": 10, "early_stopping": None})) == 10
+
+
+def test_plan_counts_epochs_and_steps(tmp_path: Path) -> None:
+    """Of 55,000 images, and of 60,000 in the retraining."""
+    space = {"batch_size": {"choices": [100, 1000]}}
+    final = {"top_k": 1, "seeds": 2, "num_epochs": 4}
+    spec = a_spec(
+        tmp_path,
+        search={"num_trials": 6, "num_epochs": 3, "space": space},
+        training={"ema": 0.1},
+        final=final,
+        retrain={"num_epochs": 5, "seeds": [0, 1]},
+    )
+    found = facts(plan(spec, TWO))
+    assert found["fixed trials"].startswith("2 of them")
+    assert found["work, search"] == "18 epochs at most, 990 to 9,900 steps"
+    assert found["work, final"] == "16 epochs at most, 880 to 8,800 steps"
+    assert found["work, retrain"] == "20 epochs at most, 1,200 to 12,000 steps"
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        (None, "none"),
+        ({"grace_epochs": 1, "reduction_factor": 3.0}, "after epoch 1, 3"),
+        ({"grace_steps": 500}, "none: its grace of 10 epochs leaves none of search.num_epochs 9"),
+    ],
+)
+def test_plan_says_where_trials_stop(tmp_path: Path, rule: dict[str, Any] | None, expected: str) -> None:
+    space = {"batch_size": {"choices": [1000]}}
+    spec = a_spec(tmp_path, search={"num_epochs": 9, "early_stopping": rule, "space": space})
+    assert facts(plan(spec, TWO))["early stopping"] == expected
 
 
 def test_all_obstacles_are_named(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def writer(tmp_path: Path) -> Iterator[RunWriter]:
 def controller_of(writer: RunWriter, num_concurrent: int = 1, seconds_left: float | None = None) -> TrialController:
     spec = small_spec(writer.run.path.parent, search__num_trials=6)
     suggested = SuggestedTrials(spec, writer.run.state.trainings("search"))
-    return TrialController(spec, writer, suggested, SuccessiveHalving(spec.search), num_concurrent, seconds_left)
+    return TrialController(spec, writer, suggested, SuccessiveHalving(spec, 60), num_concurrent, seconds_left)
 
 
 def next_task(controller: TrialController) -> TrainingTask:
@@ -176,6 +176,28 @@ def test_interrupted_trials_stay_open(writer: RunWriter) -> None:
     assert next_task(controller_of(writer)).id == task.id, "and come first in the next session"
 
 
+def test_next_session_decides_the_same(writer: RunWriter) -> None:
+    """Also on trials that were judged before better ones came, and on one whose end was not recorded."""
+    controller = controller_of(writer, num_concurrent=5)
+    ids = [next_task(controller).id for _ in range(5)]
+    losses = [0.9, 0.5, 0.3, 0.2, 0.95]
+    decisions = [controller.on_epoch(each, epoch(1, loss)) for each, loss in zip(ids, losses, strict=True)]
+    assert decisions == [True, True, True, True, False]
+    writer.flush()
+    later = controller_of(writer, num_concurrent=5)
+    assert [next_task(later).id for _ in range(5)] == ids
+    again = {each: later.on_epoch(each, epoch(1, loss)) for each, loss in zip(ids[::-1], losses[::-1], strict=True)}
+    assert [again[each] for each in ids] == decisions
+
+
+def test_fixed_trials_are_not_stopped(writer: RunWriter) -> None:
+    controller = controller_of(writer, num_concurrent=4)
+    recipe, *others = [next_task(controller).id for _ in range(4)]
+    for other in others:
+        controller.on_epoch(other, epoch(1, 0.1))
+    assert controller.on_epoch(recipe, epoch(1, 9.0))
+
+
 # --- errors ------------------------------------------------------------------------------------------------------
 
 
@@ -195,7 +217,7 @@ def test_poll_raises_takeover(writer: RunWriter) -> None:
     task = next_task(controller)
     other = RunDir(writer.run.path)
     assert other.state.session is not None
-    RunWriter(other, RunTaken(format=4, version="0", host="elsewhere", process=this_process())).close()
+    RunWriter(other, RunTaken(format=5, version="0", host="elsewhere", process=this_process())).close()
     controller.on_epoch(task.id, epoch(1))
     assert isinstance(raised_by_poll(controller), TakenOverError)
     controller.on_epoch(task.id, epoch(2))

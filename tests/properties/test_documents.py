@@ -77,7 +77,9 @@ def benchmark_parts() -> tuple[str, ...]:
 def spec_parts() -> frozenset[str]:
     """Return every key of a spec, and every part that holds keys."""
     keys = [*spec_keys(), *(f"search.space.{name}" for name in Hyperparameters.model_fields)]
-    keys += [f"search.space.{name}.{end}" for name in Hyperparameters.model_fields for end in ("low", "high", "log")]
+    keys += [
+        f"search.space.{name}.{end}" for name in Hyperparameters.model_fields for end in ("low", "high", "log", "off")
+    ]
     keys += [f"search.space.{name}.choices" for name in Hyperparameters.model_fields]
     steps = [key.split(".") for key in keys]
     return frozenset(".".join(some[:depth]) for some in steps for depth in range(1, len(some) + 1))
@@ -250,7 +252,7 @@ def test_right_names_are_accepted() -> None:
     text = """
     [link](README.md), `training/loop.py`, `mnist_ray/record/`, `results/<name>/`, `mnist_ray.config.load_spec`,
     `make run SPEC=jobs/mnist.yaml`, `mnist-ray run jobs/mnist.yaml --name x --set retrain.workers=[2,8]`,
-    `RunWriter.publish(event)`, `confirm: null`, `search.max_concurrent_trials: 1`, `~/.ray/auth_token`, `results.md`,
+    `RunWriter.publish(event)`, `final: null`, `search.max_concurrent_trials: 1`, `~/.ray/auth_token`, `results.md`,
     `python -m experiments.accuracy --seeds 5`
     """
     assert faults_of(text) == []

@@ -88,8 +88,8 @@ def check_spec_or_refusal(content: dict[str, Any]) -> None:
         assert yaml.safe_load(dump_spec(spec)).keys() == JobSpec.model_fields.keys()
         assert parse_spec(yaml.safe_load(dump_spec(spec))) == spec
         for key, dimension in spec.search.space.items():
-            for end in dimension.ends:
-                Hyperparameters.model_validate({key: int(end) if key == "batch_size" else end})
+            for value in dimension.extremes:
+                Hyperparameters.model_validate({key: int(value) if key == "batch_size" else value})
     assert repr(content) == repr(before), "what is read is not written to"
 
 

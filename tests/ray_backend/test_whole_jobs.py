@@ -38,7 +38,7 @@ def ray_spec(storage: Path, **changes: Any) -> JobSpec:
         "search__num_trials": 3,
         "search__num_epochs": 3,
         "search__max_concurrent_trials": None,
-        "confirm": None,
+        "final": None,
         "retrain__num_epochs": 3,
         "retrain__workers": 2,
     }
@@ -50,7 +50,9 @@ def ray_spec(storage: Path, **changes: Any) -> JobSpec:
 
 @pytest.fixture(scope="module")
 def finished(head: Head, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
-    spec = ray_spec(tmp_path_factory.mktemp("finished"), confirm={"top_k": 1, "seeds": 1})
+    spec = ray_spec(
+        tmp_path_factory.mktemp("finished"), final={"top_k": 1, "seeds": 1, "num_epochs": 2, "keep_recipe_within_se": 0}
+    )
     with pytest.MonkeyPatch.context() as patch:
         for name, value in head.environment.items():
             patch.setenv(name, value)
@@ -62,7 +64,7 @@ def test_ray_runs_the_whole_job(finished: RunDir) -> None:
     trials, retrained = table[table["stage"] == "search"], table[table["stage"] == "retrain"]
     assert len(trials) == 3 and set(trials["status"]) <= {"complete", "pruned"}
     assert (trials["train_examples"] == 1257).all()
-    assert len(table[table["role"] == "confirmation"]) == 1
+    assert len(table[table["role"] == "finalist"]) == 2
     assert (retrained["train_examples"] == 1437).all()
     assert (retrained["test_examples"] == 360).all()
     assert (retrained["epochs_done"] == 3).all()

@@ -74,7 +74,7 @@ def selected(rests_on: int, training: str | None = "trial-0000", **changes: Any)
     facts: dict[str, Any] = {
         "hyperparameters": config().hyperparameters,
         "score": 0.1,
-        "confirmed_score": None,
+        "final": None,
         "is_complete": True,
         "retrainings": (events.PlannedRetraining("retrain-trial-0000-seed-0", "selected", config(seed=0)),),
     }
@@ -91,14 +91,14 @@ def every_kind() -> list[Event]:
     return [
         taken(),
         replace(started(), provenance=events.Provenance("c" * 64, "d" * 40, True, "made up", ("a GPU",))),
-        created("confirm-trial-0000-seed-1", "confirm", of="trial-0000"),
+        created("final-trial-0000-seed-1", "final", of="trial-0000"),
         reported(metrics=metrics(1, 0.1 + 0.2, with_validation=False)),
         ended(status="failed", reason="two\nlines", workers=2, steps="captured", trace="ünï → ☃", model="e" * 64),
         events.SearchStarted(),
         search_ended(out_of_time=True),
-        events.ConfirmationStarted(trainings=("confirm-trial-0000-seed-1",)),
-        events.ConfirmationEnded(trainings=("confirm-trial-0000-seed-1",), rests_on=7, elapsed_s=1e-300),
-        selected(rests_on=7, confirmed_score=0.5),
+        events.FinalStarted(trainings=("final-trial-0000-seed-1",)),
+        events.FinalEnded(trainings=("final-trial-0000-seed-1",), rests_on=7, elapsed_s=1e-300),
+        selected(rests_on=7, final=events.FinalResult((events.FinalistMean("recipe", 0.5),), 0.1 + 0.2, 1e-300)),
         events.RetrainingEnded(rests_on=10, elapsed_s=1.0),
         events.RetrainingFailed(error="worker 1 died"),
         split_opened(),

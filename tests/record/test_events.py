@@ -29,7 +29,7 @@ def test_kinds_keep_their_names() -> None:
     """They are part of every record, so they must not follow a class that is renamed."""
     assert [kind_of(event) for event in EVENTS] == [
         *("run_taken", "session_started", "training_created", "epoch_reported", "training_ended"),
-        *("search_started", "search_ended", "confirmation_started", "confirmation_ended", "configuration_selected"),
+        *("search_started", "search_ended", "final_started", "final_ended", "configuration_selected"),
         *("retraining_ended", "retraining_failed", "test_opened", "test_scored"),
     ]
 

@@ -83,8 +83,8 @@ def test_trainings_come_by_number() -> None:
 
 
 def test_ends_are_counted_by_stage() -> None:
-    state = state_of(created(), ended(), created("trial-0001"), created("confirm-trial-0000-seed-0", "confirm"))
-    assert (state.num_ended("search"), state.num_ended("confirm")) == (1, 0)
+    state = state_of(created(), ended(), created("trial-0001"), created("final-trial-0000-seed-0", "final"))
+    assert (state.num_ended("search"), state.num_ended("final")) == (1, 0)
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", "..", "trial", "Trial-1", "trial-0001/../../x", "trial-1\0"])
@@ -109,7 +109,7 @@ def test_stages_keep_every_event(tmp_path: Path) -> None:
     assert [start.data_s for start in state.starts] == list(map(float, range(12)))
     assert state.started is not None and state.started.data_s == 11.0
     assert state.search_ended is not None and state.search_ended.num_trials == 3
-    assert state.confirmed is None
+    assert state.final_ended is None
     assert state.latest_stage == "search ended"
     assert RunState().latest_stage == "begun"
 
@@ -128,16 +128,16 @@ def test_stages_rest_on_the_latest() -> None:
     facts: dict[str, Any] = {"trainings": (), "elapsed_s": 1.0}
     history: list[Event] = [taken(), search_ended()]
     assert not state_of(*history).selection_is_current
-    history += [events.ConfirmationEnded(rests_on=2, **facts), selected(rests_on=2)]
+    history += [events.FinalEnded(rests_on=2, **facts), selected(rests_on=2)]
     history += [events.RetrainingEnded(rests_on=4, elapsed_s=1.0)]
     state = state_of(*history)
-    assert state.confirmation_is_current and state.selection_is_current and state.retraining_is_current
+    assert state.final_is_current and state.selection_is_current and state.retraining_is_current
     history += [search_ended(num_trials=2)]
     state = state_of(*history)
-    assert not state.confirmation_is_current and not state.selection_is_current
+    assert not state.final_is_current and not state.selection_is_current
     assert state.retraining_is_current, "until another configuration is selected"
-    state = state_of(*history, events.ConfirmationEnded(rests_on=6, **facts), selected(rests_on=6))
-    assert state.confirmation_is_current and state.selection_is_current and not state.retraining_is_current
+    state = state_of(*history, events.FinalEnded(rests_on=6, **facts), selected(rests_on=6))
+    assert state.final_is_current and state.selection_is_current and not state.retraining_is_current
 
 
 def test_baselines_rest_on_no_search() -> None:

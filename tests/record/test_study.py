@@ -4,7 +4,7 @@ import math
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +31,17 @@ SPACES: dict[str, dict[str, Any]] = {
         "batch_size": {"low": 16, "high": 512, "log": True},
     },
     "choices": {"batch_size": {"choices": [128, 64, 32]}, "learning_rate": {"choices": [1, 0.001, 0.01]}},
+    "parts": {
+        "learning_rate": {"low": 1e-4, "high": 1e-1, "log": True},
+        "weight_decay": {"low": 1e-5, "high": 1e-1, "log": True, "off": 0.0},
+    },
+    "all parts": {
+        "schedule": {"choices": ["cosine", "constant", "one_cycle"]},
+        "weight_decay": {"low": 1e-5, "high": 1e-1, "log": True, "off": 0},
+        "augment": {"low": 0.0, "high": 1.5},
+    },
 }
+TRAINING = {"parts": {"schedule": "cosine"}, "all parts": {"schedule": "cosine"}}
 NUM_EPOCHS = 3
 
 
@@ -42,7 +52,10 @@ def a_spec(space: str = "default", **search: Any) -> JobSpec:
         **({"space": SPACES[space]} if SPACES[space] else {}),
         **search,
     }
-    return parse_spec({"name": "example", "seed": 4, "data": {"name": "digits"}, "search": parts})
+    if space == "all parts":
+        parts["early_stopping"] = None
+    training = TRAINING.get(space, {})
+    return parse_spec({"name": "example", "seed": 4, "data": {"name": "digits"}, "search": parts, "training": training})
 
 
 def loss_of(values: Hyperparameters, epoch: int) -> float:
@@ -66,12 +79,11 @@ class Simulated:
     def trainings(self) -> list[Training]:
         return self.state.trainings("search")
 
-    def suggest(self) -> dict[str, Any]:
+    def suggest(self) -> Hyperparameters:
         """Begin the trial that the study suggests, and return the suggestion."""
         number = self.study.num_suggested
         suggested = self.study.suggest()
-        values = Hyperparameters(**{**self.spec.starting_point.model_dump(), **suggested})
-        config = self.spec.training_config(values, NUM_EPOCHS, seed=0)
+        config = self.spec.training_config(suggested, NUM_EPOCHS, seed=0)
         training_id = f"trial-{number:04d}"
         self._apply(TrainingCreated(id=training_id, stage="search", config=config, number=number))
         self.running.append(training_id)
@@ -164,14 +176,14 @@ def test_rebuilt_studies_reach_the_same_end() -> None:
     assert configs[0] == configs[1]
 
 
-def by_optuna_alone(simulated: Simulated) -> dict[str, Any]:
+def by_optuna_alone(simulated: Simulated) -> Hyperparameters:
     """Return the next suggestion of Optuna's own TPE, in a study of its own with every trial on record."""
     spec = simulated.spec
     space = distributions(spec.search)
     plain = optuna.create_study(direction=study.direction(spec.search))
     trainings = simulated.trainings
-    plain.add_trials([study._as_trial(training, spec.search, space) for training in trainings])
-    if not trainings and spec.baseline_is_in_space:
+    plain.add_trials([study._as_trial(training, spec) for training in trainings])
+    if not trainings:
         plain.enqueue_trial({key: getattr(spec.baseline, key) for key in space})
     plain.sampler = optuna.samplers.TPESampler(
         seed=seed_of_trial(spec.seed, len(trainings)),
@@ -179,11 +191,11 @@ def by_optuna_alone(simulated: Simulated) -> dict[str, Any]:
         constant_liar=True,
         n_startup_trials=2 * len(space),
     )
-    return plain.ask(space).params
+    return Hyperparameters(**{**spec.starting_point.model_dump(), **plain.ask(space).params})
 
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
-@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("space", ["default", "choices"])
 @pytest.mark.parametrize("objective", ["val_loss", "val_accuracy"])
 def test_suggestions_are_those_of_optuna(space: str, objective: str) -> None:
     simulated = Simulated(a_spec(space, objective=objective, num_trials=40))
@@ -233,11 +245,17 @@ def an_ended_trial(chance: random.Random, part_complete: float) -> FrozenTrial:
     """Return a trial with one of few values, so that many are equally good."""
     fate, value = chance.random(), float(chance.randrange(30))
     if fate < part_complete:
-        return optuna.trial.create_trial(state=TrialState.COMPLETE, value=value, intermediate_values={3: value})
+        return a_trial(state=TrialState.COMPLETE, value=value, intermediate_values={3: value})
     if fate > 0.95:
-        return optuna.trial.create_trial(state=TrialState.FAIL)
+        return a_trial(state=TrialState.FAIL)
     curve = dict.fromkeys(range(1, chance.randrange(1, 4)), math.nan if fate > 0.93 else value)
-    return optuna.trial.create_trial(state=TrialState.PRUNED, intermediate_values=curve)
+    return a_trial(state=TrialState.PRUNED, intermediate_values=curve)
+
+
+def a_trial(**facts: Any) -> FrozenTrial:
+    return optuna.trial.create_trial(
+        params={"dropout": 0.1}, distributions={"dropout": optuna.distributions.FloatDistribution(0.0, 1.0)}, **facts
+    )
 
 
 def suggestions(spec: JobSpec, seed: int = 0) -> list[TrainingConfig]:
@@ -262,30 +280,61 @@ def test_global_random_state_is_unused() -> None:
 @pytest.mark.parametrize("space", SPACES)
 def test_suggestions_lie_in_the_space(space: str) -> None:
     spec = a_spec(space)
-    for config in suggestions(spec):
-        for key, dimension in spec.search.space.items():
-            assert dimension.holds(getattr(config, key))
+    for config in suggestions(spec)[len(spec.fixed_trials) :]:
+        assert spec.is_in_space(config.hyperparameters)
 
 
 @pytest.mark.parametrize("space", SPACES)
-def test_the_first_trial_is_the_baseline(space: str) -> None:
+def test_fixed_trials_come_first(space: str) -> None:
+    """Whether the space has them or not, and in a space of many points they do not come again."""
     spec = a_spec(space)
-    suggested = SearchStudy(spec, []).suggest()
-    recipe = {key: getattr(spec.baseline, key) for key in spec.search.space}
-    assert (suggested == recipe) == spec.baseline_is_in_space == (space != "ranges")
+    fixed = list(spec.fixed_trials)
+    assert len(fixed) == (2 if space in ("parts", "all parts") else 1)
+    simulated = Simulated(spec).finish()
+    values = [training.config.hyperparameters for training in simulated.trainings]
+    assert values[: len(fixed)] == fixed
+    assert space == "choices" or not set(fixed) & set(values[len(fixed) :])
 
 
-def test_later_trials_are_not_the_baseline() -> None:
-    simulated = Simulated(a_spec())
-    first = simulated.suggest()
-    assert simulated.rebuilt().suggest() != first
-    assert simulated.suggest() != first
+def test_off_and_on_are_both_tried() -> None:
+    decays = [config.weight_decay for config in suggestions(a_spec("parts", num_trials=30))]
+    assert 0.0 in decays[2:] and max(decays) > 0
+    assert all(decay == 0 or 1e-5 <= decay <= 0.1 for decay in decays)
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_studies_hold_points_of_the_space_alone(space: str) -> None:
+    """A fixed trial outside of it stands there without parameters."""
+    simulated = Simulated(a_spec(space, num_trials=25)).finish()
+    spec, known = simulated.spec, distributions(simulated.spec.search)
+    trials = study.study_of(spec, simulated.trainings).trials
+    for trial, training in zip(trials, simulated.trainings, strict=True):
+        values = training.config.hyperparameters
+        assert bool(trial.params) == spec.is_in_space(values)
+        assert trial.user_attrs.get("fixed") == (None if trial.params else NAMES[training.number or 0])
+        assert trial.distributions == {key: known[key] for key in trial.params}
+    assert bool(trials[0].params) == (space in ("default", "choices", "all parts"))
+
+
+NAMES = {0: "recipe", 1: "recipe and training"}
+
+
+def test_trials_without_parameters_teach_nothing() -> None:
+    """TPE suggests the same whatever such a trial came to."""
+    found = []
+    for loss in (1e-9, 1e9):
+        simulated = Simulated(a_spec("ranges", num_trials=30)).finish()
+        for metrics in simulated.trainings[0].history:
+            simulated.trainings[0].history[metrics.epoch - 1] = replace(metrics, validation=Score(loss, 1, 10_000))
+        assert study.study_of(simulated.spec, simulated.trainings).trials[0].params == {}
+        found.append(SearchStudy(simulated.spec, simulated.trainings).suggest())
+    assert found[0] == found[1]
 
 
 def test_parallel_trials_differ() -> None:
     simulated = Simulated(a_spec())
     together = [simulated.suggest() for _ in range(8)]
-    assert len({values["learning_rate"] for values in together}) == 8
+    assert len({values.learning_rate for values in together}) == 8
 
 
 def test_seeds_of_trials_never_change() -> None:
@@ -300,6 +349,7 @@ def test_distributions_are_the_space() -> None:
     spec = a_spec("ranges")
     found = distributions(spec.search)
     assert list(found) == list(spec.search.space)
+    assert list(distributions(a_spec("parts").search)) == ["learning_rate", "weight_decay_off", "weight_decay"]
     for key, dimension in spec.search.space.items():
         assert isinstance(dimension, Range)
         distribution: Any = found[key]
@@ -327,7 +377,7 @@ class Searched:
 
 
 def written(simulated: Simulated, path: Path) -> Searched:
-    write_study(path, "example", simulated.spec.search, simulated.trainings)
+    write_study(path, simulated.spec, simulated.trainings)
     return Searched(simulated, path)
 
 
@@ -376,7 +426,7 @@ def test_failed_trials_keep_their_reason(tmp_path: Path, losses: tuple[float, ..
     trials = [a_training("trial-0000", "complete", 0.9, 0.9, 0.9)]
     trials.append(a_training("trial-0001", None, *losses, ended=failure))
     path = tmp_path / "study.sqlite3"
-    write_study(path, "example", SPEC.search, trials)
+    write_study(path, SPEC, trials)
     with opened(path, "example") as study:
         _, failed = study.trials
         assert (failed.state, failed.value) == (TrialState.FAIL, None)
@@ -386,7 +436,7 @@ def test_failed_trials_keep_their_reason(tmp_path: Path, losses: tuple[float, ..
 
 
 def test_the_best_trial_is_selected(searched: Searched) -> None:
-    selection = select(searched.simulated.spec, searched.trainings, [])
+    selection = select(searched.simulated.spec.model_copy(update={"final": None}), searched.trainings, [])
     assert selection is not None
     with opened(searched.study, "example") as study:
         assert study.best_trial.user_attrs["training"] == selection.training.id
@@ -395,7 +445,7 @@ def test_the_best_trial_is_selected(searched: Searched) -> None:
 
 def test_accuracy_is_maximized(tmp_path: Path) -> None:
     searched = written(Simulated(a_spec(objective="val_accuracy")).finish(), tmp_path / "study.sqlite3")
-    selection = select(searched.simulated.spec, searched.trainings, [])
+    selection = select(searched.simulated.spec.model_copy(update={"final": None}), searched.trainings, [])
     assert selection is not None
     with opened(searched.study, "example") as study:
         assert study.direction == optuna.study.StudyDirection.MAXIMIZE
@@ -422,10 +472,10 @@ def test_only_published_epochs_are_studied(tmp_path: Path, unhurried: None) -> N
         writer.publish(created(number=0))
         writer.record(reported())
         searched = tmp_path / "study.sqlite3"
-        write_study(searched, "example", SPEC.search, writer.run.state.trainings("search"))
+        write_study(searched, SPEC, writer.run.state.trainings("search"))
         with opened(searched, "example") as study:
             assert study.trials[0].intermediate_values == {}
         writer.flush()
-        write_study(searched, "example", SPEC.search, writer.run.state.trainings("search"))
+        write_study(searched, SPEC, writer.run.state.trainings("search"))
         with opened(searched, "example") as study:
             assert study.trials[0].intermediate_values == {1: 0.1}

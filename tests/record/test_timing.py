@@ -6,7 +6,7 @@ import pytest
 
 from mnist_ray.metrics import EpochMetrics, Score
 from mnist_ray.record.event_log import Numbered
-from mnist_ray.record.events import ConfirmationEnded, Event, RetrainingEnded, TrainingEnded
+from mnist_ray.record.events import Event, FinalEnded, RetrainingEnded, TrainingEnded
 from mnist_ray.record.state import RunState, Training
 from mnist_ray.record.timing import StageTime, TrialTime, search_times, stage_times, training_times
 from tests.record.examples import config, created, reported, search_ended, started, taken
@@ -57,7 +57,7 @@ def test_parts_add_up_to_the_whole() -> None:
 def test_stages_add_up_their_sessions() -> None:
     history: list[Event] = [taken(), started(data_s=0.5), created(), reported(epoch=1), reported(epoch=2)]
     history += [taken(), started(data_s=0.25), search_ended(used_s=9.0, elapsed_s=4.0)]
-    history += [ConfirmationEnded(trainings=(), rests_on=8, elapsed_s=2.0)]
+    history += [FinalEnded(trainings=(), rests_on=8, elapsed_s=2.0)]
     history += [RetrainingEnded(rests_on=8, elapsed_s=3.0), RetrainingEnded(rests_on=8, elapsed_s=1.0)]
     state = RunState()
     for number, event in enumerate(history, start=1):
@@ -65,7 +65,7 @@ def test_stages_add_up_their_sessions() -> None:
     assert stage_times(state) == [
         StageTime("data", 0.75, 0.0),
         StageTime("search", 9.0, 0.5),
-        StageTime("confirm", 2.0, 0.0),
+        StageTime("final", 2.0, 0.0),
         StageTime("retrain", 4.0, 0.0),
     ]
     assert stage_times(RunState()) == []

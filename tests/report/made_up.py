@@ -18,11 +18,11 @@ from mnist_ray.record.event_log import Numbered
 from mnist_ray.record.events import (
     ClusterFacts,
     ConfigurationSelected,
-    ConfirmationEnded,
-    ConfirmationStarted,
     DataFacts,
     EpochReported,
     Event,
+    FinalEnded,
+    FinalStarted,
     PlannedRetraining,
     Provenance,
     RetrainingEnded,
@@ -37,7 +37,7 @@ from mnist_ray.record.events import (
 )
 from mnist_ray.record.lease import owned
 from mnist_ray.record.rundir import RunDir
-from mnist_ray.record.selection import confirmations, select
+from mnist_ray.record.selection import final_trainings, select
 from mnist_ray.record.state import RunState
 from mnist_ray.record.study import SearchStudy, seed_of_trial
 from mnist_ray.record.writer import RunWriter
@@ -48,7 +48,7 @@ NUM_TEST = 2000
 NUM_SPLIT = 180  # examples of the training and of the validation split
 
 Loss = Callable[[TrainingConfig], float]  # of a configuration after all epochs, without noise
-Until = Literal["started", "searched", "confirmed", "selected", "retrained", "tested"]
+Until = Literal["started", "searched", "finished", "selected", "retrained", "tested"]
 
 
 def sensible_loss(config: TrainingConfig) -> float:
@@ -95,7 +95,7 @@ def make_up(
         steps: dict[Until, Callable[[], None]] = {
             "started": maker.start,
             "searched": lambda: maker.search(failures, reason) if with_search else None,
-            "confirmed": lambda: maker.confirm() if with_search else None,
+            "finished": lambda: maker.final() if with_search else None,
             "selected": lambda: maker.select(with_search),
             "retrained": maker.retrain,
             "tested": lambda: maker.test(selected_accuracy, baseline_accuracy),
@@ -136,8 +136,9 @@ class Maker:
         study = SearchStudy(self._spec, [])
         rule, rungs = search.early_stopping, []
         for number in range(search.num_trials):
-            values = Hyperparameters(**{**self._spec.starting_point.model_dump(), **study.suggest()})
-            config = self._spec.training_config(values, search.num_epochs, seed_of_trial(self._spec.seed, number))
+            config = self._spec.training_config(
+                study.suggest(), search.num_epochs, seed_of_trial(self._spec.seed, number)
+            )
             created = TrainingCreated(id=f"trial-{number:04d}", stage="search", config=config, number=number)
             if number in failures:
                 self._record(created)
@@ -145,28 +146,28 @@ class Maker:
             else:
                 final = self._final(config)
                 rungs.append(final)
-                is_kept = rule is None or final <= np.quantile(rungs, 1 / rule.reduction_factor)
+                is_kept = rule is None or number == 0 or final <= np.quantile(rungs, 1 / rule.reduction_factor)
                 self._train(created, search.num_epochs if rule is None or is_kept else rule.grace_epochs, final)
             trial = self._state.training(created.id)
             assert trial is not None
             study.tell(trial)
         self._record(SearchEnded(num_trials=search.num_trials, out_of_time=False, used_s=36.0, elapsed_s=36.0))
 
-    def confirm(self) -> None:
-        planned = confirmations(self._spec, self._state.trainings("search"))
+    def final(self) -> None:
+        planned = final_trainings(self._spec, self._state.trainings("search"))
         if not planned:
             return
         ids = tuple(plan.id for plan in planned)
-        self._record(ConfirmationStarted(trainings=ids))
+        self._record(FinalStarted(trainings=ids))
         for plan in planned:
-            created = TrainingCreated(id=plan.id, stage="confirm", config=plan.config, of=plan.trial.id)
-            self._train(created, self._spec.search.num_epochs)
+            created = TrainingCreated(id=plan.id, stage="final", config=plan.config, of=plan.of)
+            self._train(created, self._spec.final_epochs)
         rests_on = self._state.number_of(SearchEnded)
-        self._record(ConfirmationEnded(trainings=ids, rests_on=rests_on, elapsed_s=2.0))
+        self._record(FinalEnded(trainings=ids, rests_on=rests_on, elapsed_s=2.0))
 
     def select(self, with_search: bool) -> None:
-        searched, confirmed = self._state.trainings("search"), self._state.trainings("confirm")
-        found = select(self._spec, searched, confirmed) if with_search else None
+        searched, finals = self._state.trainings("search"), self._state.trainings("final")
+        found = select(self._spec, searched, finals) if with_search else None
         values = self._spec.baseline
         if found is not None:
             names = Hyperparameters.model_fields
@@ -177,7 +178,7 @@ class Maker:
                 training=trial,
                 hyperparameters=values,
                 score=found.score if found else None,
-                confirmed_score=found.confirmed_score if found else None,
+                final=found.final if found else None,
                 is_complete=found is None or found.is_complete,
                 retrainings=self._plans(trial, values),
                 rests_on=self._state.number_of(SearchEnded),

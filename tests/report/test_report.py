@@ -148,15 +148,15 @@ def test_verdict_is_readable_by_programs(run: RunDir) -> None:
     assert outcome["ensembles"][0]["scores"]["test_accuracy"] > 0.98
 
 
-@pytest.mark.parametrize("until", ["searched", "confirmed", "selected", "retrained"])
+@pytest.mark.parametrize("until", ["searched", "finished", "selected", "retrained"])
 def test_missing_stages_are_named(tmp_path: Path, until: Until) -> None:
     made = make_up(made_up_spec(tmp_path), until=until)
     review = write_report(made)
     page = made.paths.report.read_text()
     assert "This run is not finished" in page
     assert review.verdict.kind == "not tested yet"
-    stages = ["confirmation", "the selection", "the retraining", "the test"]
-    done = ["searched", "confirmed", "selected", "retrained"].index(until)
+    stages = ["final round", "the selection", "the retraining", "the test"]
+    done = ["searched", "finished", "selected", "retrained"].index(until)
     missing = page[page.index("This run is not finished") : page.index("</ul></div>")]
     assert [stage in missing for stage in stages] == [number >= done for number in range(4)]
     assert not made.paths.model_folder.exists()

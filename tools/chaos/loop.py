@@ -44,7 +44,7 @@ SPEC: dict[str, Any] = {
             "batch_size": {"choices": [128, 256]},
         },
     },
-    "confirm": None,
+    "final": None,
     "retrain": {"num_epochs": 8, "workers": 2},
     "max_failures": 1000,
 }

@@ -22,7 +22,7 @@ from tools.cluster_network.cluster import Cluster, started_cluster
 from tools.cluster_network.security import print_security
 
 SHORT = (
-    "search.num_trials=6", "search.num_epochs=2", "confirm=null", "retrain.num_epochs=6", "retrain.seeds=[0]",
+    "search.num_trials=6", "search.num_epochs=2", "final=null", "retrain.num_epochs=6", "retrain.seeds=[0]",
     "retrain.baseline=false", "retrain.workers=2",
 )  # fmt: skip
 PROCESS_TITLES = {"search": "ImplicitFunc", "retraining": "RayTrainWorker"}  # parts of the titles that Ray gives

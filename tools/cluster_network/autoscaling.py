@@ -51,7 +51,7 @@ SHORT = (
     "autoscaling.cpus=2",
     "search.num_trials=4",
     "search.num_epochs=2",
-    "confirm=null",
+    "final=null",
     "retrain.num_epochs=3",
     "retrain.workers=2",
 )

@@ -24,7 +24,7 @@ CLIENT_SECRETS = {
 }
 IN_STORAGE = "canary-storage-3f61"
 SHORT = (
-    "search.num_trials=2", "search.num_epochs=1", "confirm=null", "retrain.num_epochs=250", "retrain.seeds=[0]",
+    "search.num_trials=2", "search.num_epochs=1", "final=null", "retrain.num_epochs=250", "retrain.seeds=[0]",
     "retrain.baseline=false", "retrain.workers=2",
 )  # fmt: skip
 MNIST_RAY = (sys.executable, "-m", "mnist_ray.cli")

@@ -1,4 +1,4 @@
-"""The search and its confirmation under Ray Tune, which starts the trials' processes and starts them again."""
+"""The search and the final round under Ray Tune, which starts the trials' processes and starts them again."""
 
 import uuid
 from pathlib import Path

@@ -10,21 +10,23 @@ from mnist_ray.record.selection import last_score
 from mnist_ray.record.state import Training
 from mnist_ray.report.analysis.findings import Finding
 from mnist_ray.report.analysis.noise import SeedSpread
-from mnist_ray.report.analysis.scores import rung_epoch, score_at
+from mnist_ray.report.analysis.scores import score_at
 from mnist_ray.report.formatting import epochs
 
 FEWEST_TO_RANK = 8  # trials with the full budget
 UNRELATED = 0.3  # Kendall's tau below it
 
 
-def judge_early_stopping(search: Search, candidates: Sequence[Training], spread: SeedSpread | None) -> list[Finding]:
+def judge_early_stopping(
+    search: Search, candidates: Sequence[Training], spread: SeedSpread | None, epoch: int
+) -> list[Finding]:
     """Compare ranks at the first rung with final ones by Kendall's tau (1938), of the trials that have both.
 
     spread: over seeds after the full budget. Final scores that differ no more than seeds do have no ranks to compare.
+    epoch: of the first rung.
     """
-    if search.early_stopping is None:
+    if epoch >= search.num_epochs:
         return [Finding("No trial was stopped early.")]
-    epoch = rung_epoch(search)
     pairs = [
         (early, last_score(search, trial))
         for trial in candidates
@@ -49,7 +51,7 @@ def judge_early_stopping(search: Search, candidates: Sequence[Training], spread:
     if differ and tau < UNRELATED:
         text = (
             f"Early scores do not rank like final ones (Kendall's tau {tau:.2f} of {len(pairs)} trials), so early "
-            "stopping may have stopped good trials: raise search.early_stopping.grace_epochs, or set "
+            "stopping may have stopped good trials: raise search.early_stopping.grace_epochs or grace_steps, or set "
             "early_stopping: null."
         )
         findings.append(Finding(text, is_warning=True))

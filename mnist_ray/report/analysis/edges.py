@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import yaml
 from pydantic import ValidationError
 
-from mnist_ray.config import Choices, Dimension, Hyperparameters, JobSpec, Range, is_whole
+from mnist_ray.config import Choices, Dimension, Hyperparameters, JobSpec, Range, is_text, is_whole
 from mnist_ray.record.events import ConfigurationSelected
 from mnist_ray.record.state import Training
 from mnist_ray.report.analysis.findings import Finding
@@ -23,12 +23,17 @@ def warn_of_edges(
 
     candidates: best first.
     """
+    candidates = [trial for trial in candidates if spec.is_in_space(trial.config.hyperparameters)]
+    if not candidates:
+        return []
     selected_id = selected.training if selected else None
     best = next((trial for trial in candidates if trial.id == selected_id), candidates[0])
-    good = candidates[: spec.confirm.top_k if spec.confirm else 3]
+    good = candidates[: spec.final.top_k if spec.final else 3]
     widened: dict[str, Dimension] = {}
     ends = []
     for key, dimension in spec.search.space.items():
+        if is_text(key):
+            continue  # words have no order
         value = getattr(best.config, key)
         end = edge(dimension, value, [getattr(trial.config, key) for trial in good])
         wider = widen(key, dimension, end) if end else None
@@ -45,16 +50,20 @@ def warn_of_edges(
 
 
 def edge(dimension: Dimension, best: float, good: Sequence[float]) -> str | None:
-    """Return the end of a dimension at which the best value lies, "low" or "high"; None if most good ones do not."""
+    """Return the end of a dimension at which the best value lies, "low" or "high"; None if most good ones do not.
+
+    A value beside a range lies at none of its ends.
+    """
     if isinstance(dimension, Choices):
-        low, high = min(dimension.choices), max(dimension.choices)
+        low, high = min(_numbers(dimension)), max(_numbers(dimension))
         if low == high:
             return None
         is_near = {"low": [value == low for value in good], "high": [value == high for value in good]}
         at = "low" if best == low else "high" if best == high else None
     else:
-        if dimension.low == dimension.high:
+        if dimension.low == dimension.high or best == dimension.off:
             return None
+        good = [value for value in good if value != dimension.off]
         depth = _position(dimension, best)
         at = "low" if depth <= EDGE else "high" if depth >= 1 - EDGE else None
         positions = [_position(dimension, value) for value in good]
@@ -63,6 +72,10 @@ def edge(dimension: Dimension, best: float, good: Sequence[float]) -> str | None
             "high": [position >= 1 - NEAR_EDGE for position in positions],
         }
     return at if at and sum(is_near[at]) * 2 > len(good) else None
+
+
+def _numbers(dimension: Choices) -> list[float]:
+    return [choice for choice in dimension.choices if not isinstance(choice, str)]
 
 
 def _position(dimension: Range, value: float) -> float:
@@ -76,11 +89,11 @@ def _position(dimension: Range, value: float) -> float:
 def widen(key: str, dimension: Dimension, end: str) -> Dimension | None:
     """Return a dimension half as wide again at an end, or with one value more; None where no value lies beyond."""
     if isinstance(dimension, Choices):
-        beyond = min(dimension.choices) / 2 if end == "low" else max(dimension.choices) * 2
+        beyond = min(_numbers(dimension)) / 2 if end == "low" else max(_numbers(dimension)) * 2
         beyond = int(beyond) if is_whole(key) else beyond
         if beyond in dimension.choices or not _is_allowed(key, beyond):
             return None
-        return Choices(choices=tuple(sorted([*dimension.choices, beyond])))
+        return Choices(choices=tuple(sorted([*_numbers(dimension), beyond])))
     low, high = dimension.ends
     if dimension.log:
         factor = math.sqrt(high / low)
@@ -90,7 +103,8 @@ def widen(key: str, dimension: Dimension, end: str) -> Dimension | None:
     allowed = _within_limits(key, moved, low if end == "low" else high)
     if allowed is None:
         return None
-    return Range(low=allowed if end == "low" else low, high=allowed if end == "high" else high, log=dimension.log)
+    moved_end = {"low": allowed} if end == "low" else {"high": allowed}
+    return dimension.model_copy(update=moved_end)
 
 
 def _within_limits(key: str, moved: float, end: float) -> float | None:

@@ -10,10 +10,10 @@ import optuna
 from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState
 
-from mnist_ray.config import Search
+from mnist_ray.config import JobSpec
 from mnist_ray.record.state import Training
-from mnist_ray.record.study import study_of
-from mnist_ray.report.analysis.scores import rung_epoch, score_at
+from mnist_ray.record.study import always_suggested, study_of
+from mnist_ray.report.analysis.scores import score_at
 
 FEWEST_PER_DIMENSION = 10  # trials; with fewer the importances of one search and the next have little in common
 NUM_RESAMPLINGS = 100
@@ -51,31 +51,35 @@ class Importances:
         )
 
 
-def importances(search: Search, trials: Sequence[Training]) -> Importances:
-    """Compute PED-ANOVA (Watanabe et al. 2023), by Optuna, of all trials at the epoch that all of them reach.
+def importances(spec: JobSpec, trials: Sequence[Training], epoch: int) -> Importances:
+    """Compute PED-ANOVA (Watanabe et al. 2023), by Optuna, of all trials at an epoch that all of them reach.
 
     Complete trials alone would be a sample of the best. Intervals are percentiles of the bootstrap over trials (Efron
-    1979), which has a fixed seed, so that the same record gives the same figures.
+    1979), which has a fixed seed, so that the same record gives the same figures. Trials that are no point of the
+    space are left out; of a hyperparameter that can be off it is asked whether it was.
     """
-    epoch = rung_epoch(search)
+    space = always_suggested(spec.search)
     scored = [
         (trial, score)
-        for trial in study_of(search, trials).get_trials(deepcopy=False)
-        if (score := score_at(search, trials[trial.number], epoch)) is not None
+        for trial in study_of(spec, trials).get_trials(deepcopy=False)
+        if trial.params and (score := score_at(spec.search, trials[trial.number], epoch)) is not None
     ]
-    names = [key for key, dimension in search.space.items() if len(set(dimension.ends)) > 1]
+    names = [key for key, distribution in space.items() if not distribution.single()]
     if len(scored) < FEWEST_PER_DIMENSION * max(len(names), 1) or len({score for _, score in scored}) == 1:
         return Importances(epoch, len(scored), [])
     as_complete = [
         optuna.trial.create_trial(
-            state=TrialState.COMPLETE, params=trial.params, distributions=trial.distributions, value=score
+            state=TrialState.COMPLETE,
+            params={key: trial.params[key] for key in space},
+            distributions=space,
+            value=score,
         )
         for trial, score in scored
     ]
-    whole = _evaluate(search, as_complete, names)
+    whole = _evaluate(spec, as_complete, names)
     generator = np.random.default_rng(0)
     resampled = [
-        _evaluate(search, [as_complete[index] for index in generator.integers(len(scored), size=len(scored))], names)
+        _evaluate(spec, [as_complete[index] for index in generator.integers(len(scored), size=len(scored))], names)
         for _ in range(NUM_RESAMPLINGS)
     ]
     shares = [
@@ -103,8 +107,8 @@ def _numbered(trial: FrozenTrial, number: int) -> FrozenTrial:
     return numbered
 
 
-def _evaluate(search: Search, trials: list[FrozenTrial], names: list[str]) -> dict[str, float]:
-    empty = study_of(search, [])
+def _evaluate(spec: JobSpec, trials: list[FrozenTrial], names: list[str]) -> dict[str, float]:
+    empty = study_of(spec, [])
     study = _Listed(empty.study_name, empty._storage)
     study.trials_given = [_numbered(trial, number) for number, trial in enumerate(trials)]
     with warnings.catch_warnings():

@@ -10,7 +10,7 @@ from scipy import stats
 from mnist_ray.config import Search
 from mnist_ray.record.state import Training
 from mnist_ray.report.analysis.findings import Finding
-from mnist_ray.report.analysis.scores import rung_epoch, score_at, scores_at
+from mnist_ray.report.analysis.scores import score_at, scores_at
 from mnist_ray.report.analysis.significance import SIGNIFICANT
 from mnist_ray.report.formatting import epochs
 
@@ -25,12 +25,17 @@ class SeedSpread:
     freedom: int  # degrees of freedom
 
 
-def seed_spread(search: Search, confirmed: Sequence[Training], epoch: int) -> SeedSpread | None:
-    """Return the spread over seeds after an epoch; None where no configuration has two seeds."""
+def seed_spread(search: Search, finals: Sequence[Training], epoch: int) -> SeedSpread | None:
+    """Return the spread over seeds after an epoch; None where no configuration has two seeds.
+
+    Only trainings count that are at this epoch where a trial would be: a learning rate that falls over the whole of a
+    longer training is not there yet.
+    """
     groups: dict[str, list[float]] = {}
-    for training in confirmed:
+    for training in finals:
         score = score_at(search, training, epoch)
-        if score is not None and training.of is not None:
+        is_like_a_trial = training.config.num_epochs == search.num_epochs or training.config.schedule == "constant"
+        if score is not None and training.of is not None and is_like_a_trial:
             groups.setdefault(training.of, []).append(score)
     several = [scores for scores in groups.values() if len(scores) > 1]
     freedom = sum(len(scores) - 1 for scores in several)
@@ -46,23 +51,24 @@ def noise_p_value(scores: Sequence[float], spread: SeedSpread) -> float:
     return float(stats.f.sf(ratio, len(scores) - 1, spread.freedom))
 
 
-def compare_with_seeds(search: Search, trials: Sequence[Training], confirmed: Sequence[Training]) -> list[Finding]:
-    """Say how far seeds alone move a score, and whether trials differ by more at the epoch that all trials reach."""
-    epoch = rung_epoch(search)
-    spread = seed_spread(search, confirmed, epoch)
+def compare_with_seeds(
+    search: Search, trials: Sequence[Training], finals: Sequence[Training], epoch: int
+) -> list[Finding]:
+    """Say how far seeds alone move a score, and whether trials differ by more at an epoch that all trials reach."""
+    spread = seed_spread(search, finals, epoch)
     scores = scores_at(search, trials, epoch)
     if spread is None or len(scores) < 3:
         return [
             Finding(
-                "Nothing is known of how far seeds alone move a score, because no configuration was confirmed on two "
-                "or more seeds."
+                "Nothing is known of how far seeds alone move a score, because no configuration ran on two or "
+                "more seeds with the search's learning rates (final.seeds)."
             )
         ]
     findings = []
-    if (final := seed_spread(search, confirmed, search.num_epochs)) is not None:
+    if (at_the_end := seed_spread(search, finals, search.num_epochs)) is not None:
         text = (
-            f"Seeds alone move {search.objective} of one configuration by {final.deviation:.2g} (standard deviation "
-            f"after {epochs(search.num_epochs)})."
+            f"Seeds alone move {search.objective} of one configuration by {at_the_end.deviation:.2g} (standard "
+            f"deviation after {epochs(search.num_epochs)})."
         )
         findings.append(Finding(text))
     if (p_value := noise_p_value(scores, spread)) >= SIGNIFICANT:
@@ -81,10 +87,10 @@ def _indistinct(scores: Sequence[float], spread: SeedSpread, p_value: float, epo
         return Finding(
             "The differences between trials cannot be told from those between seeds of one configuration "
             f"{evidence}, so the search may have ranked nothing but noise. Its ranges are too narrow, or these "
-            "hyperparameters do not matter here: widen search.space, or raise confirm.seeds to be surer.",
+            "hyperparameters do not matter here: widen search.space, or raise final.seeds to be surer.",
             is_warning=True,
         )
     return Finding(
         f"Trials differ by {deviation / spread.deviation:.1f} times as much as seeds of one configuration do, and "
-        f"these are too few seeds to be sure of that {evidence}: raise confirm.seeds to be surer."
+        f"these are too few seeds to be sure of that {evidence}: raise final.seeds to be surer."
     )

@@ -12,7 +12,7 @@ from mnist_ray.record.selection import last_score
 from mnist_ray.record.state import Training
 from mnist_ray.record.study import num_startup_trials
 from mnist_ray.report.analysis.findings import Finding
-from mnist_ray.report.analysis.scores import cost, rung_epoch, scores_at
+from mnist_ray.report.analysis.scores import cost, scores_at
 from mnist_ray.report.analysis.significance import SIGNIFICANT
 from mnist_ray.report.formatting import epochs
 
@@ -68,12 +68,12 @@ def expected_best(costs: Sequence[float], num_trials: int) -> Expectation:
     return Expectation(len(ordered), (weights @ ordered).tolist(), low, high)
 
 
-def compare_with_random(spec: JobSpec, trials: Sequence[Training]) -> Finding:
-    """Test whether suggested trials scored better than random ones at the epoch that all trials reach.
+def compare_with_random(spec: JobSpec, trials: Sequence[Training], epoch: int) -> Finding:
+    """Test whether suggested trials scored better than random ones at an epoch that all trials reach.
 
     By the rank test of Mann and Whitney (1947), one-sided.
     """
-    search, epoch = spec.search, rung_epoch(spec.search)
+    search = spec.search
     suggested = [trial for trial in trials if _number(trial) >= num_startup_trials(search)]
     sides = [
         [cost(search, score) for score in scores_at(search, side, epoch)]
@@ -94,8 +94,8 @@ def compare_with_random(spec: JobSpec, trials: Sequence[Training]) -> Finding:
 
 
 def _random_trials(spec: JobSpec, trials: Sequence[Training]) -> list[Training]:
-    """Return the trials that were drawn at random, the baseline apart, and that have an epoch."""
-    first = 1 if spec.baseline_is_in_space else 0
+    """Return the trials that were drawn at random, the fixed ones apart, and that have an epoch."""
+    first = len(spec.fixed_trials)
     return [trial for trial in trials if first <= _number(trial) < num_startup_trials(spec.search) and trial.history]
 
 

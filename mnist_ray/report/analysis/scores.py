@@ -3,13 +3,16 @@
 from collections.abc import Iterable
 
 from mnist_ray.config import Search
-from mnist_ray.record.state import Training
+from mnist_ray.record.state import RunState, Training
 from mnist_ray.record.study import direction
 
 
-def rung_epoch(search: Search) -> int:
-    """Return the epoch that every trial reaches unless it fails: the first at which a trial can be stopped."""
-    return search.early_stopping.grace_epochs if search.early_stopping else search.num_epochs
+def rung_epoch(state: RunState) -> int:
+    """Return the epoch that every trial of a started run reaches unless it fails: the first one with a decision."""
+    assert state.started is not None
+    spec = state.started.spec
+    grace = spec.grace_epochs(state.started.data.num_training - spec.data.num_validation)
+    return min(grace or spec.search.num_epochs, spec.search.num_epochs)
 
 
 def cost(search: Search, score: float) -> float:

@@ -18,6 +18,7 @@ from mnist_ray.report.analysis.random_search import (
     compare_with_random,
     random_expectation,
 )
+from mnist_ray.report.analysis.scores import rung_epoch
 from mnist_ray.report.analysis.spending import Spending, describe_spending, spending
 
 
@@ -48,7 +49,7 @@ def review_search(state: RunState) -> SearchReview | None:
     """Review the search of a run that has started; None without trials."""
     assert state.started is not None
     spec, search = state.started.spec, state.started.spec.search
-    trials, confirmed = state.trainings("search"), state.trainings("confirm")
+    trials, finals = state.trainings("search"), state.trainings("final")
     if not trials:
         return None
     spent = spending(trials)
@@ -56,18 +57,19 @@ def review_search(state: RunState) -> SearchReview | None:
     if not candidates:
         nothing = Finding("No trial got through an epoch, so nothing can be said of the search.", is_warning=True)
         return SearchReview(search, spent, [*describe_spending(spent), nothing])
-    shifts = optimism(spec, candidates, confirmed)
-    spread = seed_spread(search, confirmed, search.num_epochs)
+    shifts = optimism(spec, candidates, finals)
+    spread = seed_spread(search, finals, search.num_epochs)
+    epoch = rung_epoch(state)
     return SearchReview(
         search,
         spent,
         [
             *describe_spending(spent),
-            compare_with_random(spec, trials),
-            *compare_with_seeds(search, trials, confirmed),
-            *describe_optimism(search, shifts),
+            compare_with_random(spec, trials, epoch),
+            *compare_with_seeds(search, trials, finals, epoch),
+            *describe_optimism(spec, shifts, state.selected),
             *warn_of_edges(spec, candidates, state.selected),
-            *judge_early_stopping(search, candidates, spread),
+            *judge_early_stopping(search, candidates, spread, epoch),
             *describe_carry_over(state, spec),
         ],
         shifts,

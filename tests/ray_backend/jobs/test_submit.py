@@ -22,7 +22,7 @@ from tests.ray_head import BIN, REPOSITORY, Head, free_ports
 QUICKSTART = REPOSITORY / "jobs" / "quickstart.yaml"
 SMALL = (
     *("--name", "small", "--set", "search.max_concurrent_trials=1", "--set", "search.num_trials=6"),
-    *("--set", "search.num_epochs=6", "--set", "confirm=null", "--set", "retrain.num_epochs=5"),
+    *("--set", "search.num_epochs=6", "--set", "final=null", "--set", "retrain.num_epochs=5"),
     *("--set", "retrain.workers=1"),
 )
 CUT_S = 4.0

@@ -12,7 +12,7 @@ from tests.report.made_up import made_up_spec, session_start, training_events
 
 
 def test_reversed_ranks_are_noticed(tmp_path: Path) -> None:
-    """First scores in the opposite order of the last ones, and confirmations with hardly any spread."""
+    """First scores in the opposite order of the last ones, and a final round with hardly any spread."""
     spec = made_up_spec(tmp_path, search={"num_trials": 20, "early_stopping": {"grace_epochs": 1}})
     run = RunDir(tmp_path / "early")
 
@@ -30,6 +30,6 @@ def test_reversed_ranks_are_noticed(tmp_path: Path) -> None:
         for number in range(20):
             record(f"trial-{number:04d}", "search", 0.02 * number, 0.3 + 0.01 * number, 0.3 - 0.01 * number)
         for seed in (0, 1):
-            name = f"confirm-trial-0019-seed-{seed}"
-            record(name, "confirm", 0.38, 0.49, 0.11 + 0.0001 * seed, of="trial-0019")
+            name = f"final-trial-0019-seed-{seed}"
+            record(name, "final", 0.38, 0.49, 0.11 + 0.0001 * seed, of="trial-0019")
     assert any("Early scores do not rank" in warning.text for warning in review(run).warnings)

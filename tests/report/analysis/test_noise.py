@@ -39,7 +39,7 @@ def test_rates_of_suspicion(true_ratio: float, at_least: float, at_most: float) 
 def test_too_few_seeds_are_no_warning(tmp_path: Path) -> None:
     """Trials differ by some three times as much as seeds, of which one configuration has two."""
     space = {"learning_rate": {"low": 0.001, "high": 0.004, "log": True}}
-    spec = made_up_spec(tmp_path, search={"space": space, "num_trials": 8}, confirm={"top_k": 1, "seeds": 2})
+    spec = made_up_spec(tmp_path, search={"space": space, "num_trials": 8}, final={"top_k": 1, "seeds": 2})
     found = review(make_up(spec, noise=Noise(loss=0.0008)))
     assert found.warnings == []
     assert any("too few seeds to be sure" in sentence for sentence in found.sentences)
