@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from mnist_ray import data
-from mnist_ray.record.rundir import RunDir
 from mnist_ray.record.models import retrained_models
+from mnist_ray.record.rundir import RunDir
 from mnist_ray.storage.files import storage_path
 from mnist_ray.training.checkpoint import model_from_bytes
 from mnist_ray.training.evaluation import logits_of, score_of
@@ -93,7 +93,7 @@ def robustness_table(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _models(folders: list[Path]) -> list[tuple[str, str, int, bytes]]:
-    found = []
+    found: list[tuple[str, str, int, bytes]] = []
     for folder in folders:
         run = RunDir(storage_path(str(folder)))
         for model in retrained_models(run.state):
