@@ -18,9 +18,9 @@ from mnist_ray.training.process import group_on_this_machine, prepare_to_train
 
 WAIT_S = 120.0  # for one task of a group; a tenth of it is usual, start-up included
 
-# Of 14 seeds 8 is the one that comes within 6e-5 of float64 in whatever order a batch is added up; with others a near
-# tie in max pooling goes the other way now and then, after which weights differ by up to 7e-3.
-CALM_SEED = 8
+# One of three among 24 seeds (11, 15, 17) with which one, two and three workers end within 5e-6 in float32;
+# with others a near tie in max pooling goes the other way now and then, after which weights differ by up to 7e-3.
+CALM_SEED = 17
 
 
 def serve(connection: Connection) -> None:
