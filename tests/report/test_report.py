@@ -21,6 +21,7 @@ from mnist_ray.record.rundir import RunDir
 from mnist_ray.record.tables import COLUMNS, read_results, results_table
 from mnist_ray.report import tables
 from mnist_ray.report.figures import MOST_CURVES
+from mnist_ray.report.formatting import hyperparameters_in_words
 from mnist_ray.report.models import scored_models
 from mnist_ray.report.review import Review
 from mnist_ray.report.write import write_report
@@ -173,8 +174,25 @@ def test_every_hyperparameter_is_shown(run: RunDir) -> None:
     for name in Hyperparameters.model_fields:
         assert page.count(f">{name.replace('_', ' ')}<") == 2  # the models' table and that of all trainings
         assert markdown.count(f" {name} ") >= 3
-        assert f"{name} {getattr(first, name):.4g}" in card
-        assert all(name in line for line in Review.of(run).summary() if "(seed " in line)
+    assert hyperparameters_in_words(first) in card
+    assert any(hyperparameters_in_words(first) in line for line in Review.of(run).summary())
+
+
+def test_parts_of_training_are_reported(tmp_path: Path) -> None:
+    """Words, values beside a range, and a recipe that is no point of the space."""
+    space = {
+        "learning_rate": {"low": 1e-3, "high": 1e-2, "log": True},
+        "schedule": {"choices": ["cosine", "one_cycle"]},
+        "weight_decay": {"low": 1e-5, "high": 0.1, "log": True, "off": 0.0},
+    }
+    search = {"space": space, "num_trials": 60, "early_stopping": None}
+    run = make_up(made_up_spec(tmp_path, search=search, training={"schedule": "cosine"}))
+    review = write_report(run)
+    page = run.paths.report.read_text()
+    assert "one_cycle" in page and "the recipe" in page
+    assert review.importances is not None and {each.name for each in review.importances.shares} == {
+        *("learning_rate", "schedule", "weight_decay_off")
+    }
 
 
 def test_long_table_keeps_complete_trials(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
