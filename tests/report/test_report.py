@@ -214,6 +214,23 @@ def test_hyperparameters_in_use_are_shown(tmp_path: Path, training: dict[str, An
     assert all(name in line for name in shown for line in selected)
 
 
+def test_parts_of_training_are_reported(tmp_path: Path) -> None:
+    """Words, values beside a range, and a recipe that is no point of the space."""
+    space = {
+        "learning_rate": {"low": 1e-3, "high": 1e-2, "log": True},
+        "schedule": {"choices": ["cosine", "one_cycle"]},
+        "weight_decay": {"low": 1e-5, "high": 0.1, "log": True, "off": 0.0},
+    }
+    search = {"space": space, "num_trials": 60, "early_stopping": None}
+    run = make_up(made_up_spec(tmp_path, search=search, training={"schedule": "cosine"}))
+    review = write_report(run)
+    page = run.paths.report.read_text()
+    assert "one_cycle" in page and "the recipe" in page
+    assert review.importances is not None and {each.name for each in review.importances.shares} == {
+        *("learning_rate", "schedule", "weight_decay_off")
+    }
+
+
 def test_long_table_keeps_complete_trials(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     table = results_table(run.state)
     kept = table[(table["stage"] != "search") | (table["status"] == "complete")]

@@ -31,6 +31,9 @@ LEARNING_RATE, DROPOUT, SIZES = (
 )
 
 
+DECAY = Range(low=1e-5, high=0.1, log=True, off=0.0)
+
+
 @pytest.mark.parametrize(
     ("dimension", "best", "good", "at"),
     [
@@ -41,6 +44,8 @@ LEARNING_RATE, DROPOUT, SIZES = (
         (SIZES, 128, [128, 128, 64], "high"),
         (SIZES, 64, [64, 64, 64], None),
         (Choices(choices=(64,)), 64, [64], None),
+        (DECAY, 0.0, [0.0, 1e-5, 1e-5], None),  # off lies at no end
+        (DECAY, 0.1, [0.1, 0.09, 0.0], "high"),
     ],
 )
 def test_edges_are_found(dimension: Any, best: float, good: list[float], at: str | None) -> None:
@@ -55,6 +60,7 @@ def test_edges_are_found(dimension: Any, best: float, good: list[float], at: str
         ("dropout", DROPOUT, "low", Range(low=0.0, high=0.5)),
         ("dropout", Range(low=0.0, high=0.5), "low", None),  # nothing lies beyond
         ("dropout", Range(low=0.0, high=0.9), "high", None),  # half as wide again is no dropout, nor is an eighth
+        ("weight_decay", DECAY, "low", Range(low=1e-7, high=0.1, log=True, off=0.0)),
         ("batch_size", SIZES, "low", Choices(choices=(16, 32, 64, 128))),
         ("batch_size", Choices(choices=(1, 2)), "low", None),
     ],
