@@ -70,8 +70,8 @@ QMNIST_TEST_LABELS = DataFile(
 
 # SHA-256 of the packed files and, of MNIST, of their content. MNIST's were computed from files that have torchvision's
 # MD5. The others could not be fetched on the authors' machine, so the SHA-256 of their content is unknown. Those of the
-# packed files of Fashion-MNIST, KMNIST and QMNIST are published ones, equal in TensorFlow Datasets (`url_checksums`) and
-# in torchvision's prototype data sets (`_CHECKSUMS`).
+# packed files of Fashion-MNIST, KMNIST and QMNIST are published ones, equal in TensorFlow Datasets (`url_checksums`)
+# and in torchvision's prototype data sets (`_CHECKSUMS`).
 DATA_SETS: Mapping[str, DataSet] = {
     "mnist": _mnist_like(
         "MNIST",

@@ -52,8 +52,10 @@ class Drawing:
 
     def is_all_of(self, light_on_dark: Values) -> bool:
         """Report whether a picture shows nothing else than this drawing, on plain black."""
-        inked = _resized(self.ink, SIDE) > 0
-        return bool((light_on_dark[~inked] < 0.1).all())
+        from scipy import ndimage
+
+        around = ndimage.binary_dilation(_resized(self.ink, SIDE) > 0, np.ones((3, 3)), iterations=2)
+        return bool((light_on_dark[~around] < 0.1).all())
 
     def in_mnist_form(self) -> npt.NDArray[np.uint8]:
         """Scale the drawing into 20x20 and put its centre of mass in the middle of (28, 28), light on dark."""
@@ -200,8 +202,7 @@ class _Inked:
         box_width = max(thing.right for thing in self.things) - min(thing.left for thing in self.things)
         if box_height < FILLING_EXTENT * height or box_width < FILLING_EXTENT * width:
             return False
-        thickest: float = max(thing.thickness for thing in self.things)
-        return thickest <= THICKEST_STROKE * max(self.ink.shape)
+        return bool(max(thing.thickness for thing in self.things) <= THICKEST_STROKE * max(self.ink.shape))
 
     def things_apart_from_frames_and_specks(self) -> list[_Thing]:
         things = [thing for thing in self.things if not self._is_frame(thing)]
