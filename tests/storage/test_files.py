@@ -6,6 +6,7 @@ import random
 import socket
 import stat
 import threading
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -224,3 +225,15 @@ def test_bound_is_inclusive(tmp_path: Path) -> None:
     assert read_bounded(tmp_path / "file", 5) == b"12345"
     with pytest.raises(OSError, match="more than"):
         read_bounded(tmp_path / "file", 4)
+
+
+def test_large_file_takes_no_memory(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("wb") as sparse:
+        sparse.truncate(200 * 10**6)
+    tracemalloc.start()
+    try:
+        with pytest.raises(OSError, match="it has more than the 1 MB"):
+            read_bounded(tmp_path / "file", 10**6)
+        assert tracemalloc.get_traced_memory()[1] < 10**7
+    finally:
+        tracemalloc.stop()
