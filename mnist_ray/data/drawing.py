@@ -18,6 +18,7 @@ WORK_SIDE = 224
 GROUND_SIDE = 56  # the paper is estimated on a smaller picture
 GROUND_WINDOW = 25  # of the median there: wider than any stroke, narrower than a shadow
 
+DARKEST = 0.05  # added to lightness in ratios, so that noise on black paper does not count as much as ink
 LEAST_CONTRAST = 0.08  # of ink with its paper
 LEAST_CONTRAST_TO_NOISE = 5.5  # the noise of 50,000 smoothed pixels rarely reaches 5 standard deviations
 PEAK_PIXELS = 60  # ink is as strong as the strongest so many pixels; specks have fewer
@@ -84,7 +85,7 @@ def find_drawing(lightness: Values, shows_digit: bool = True) -> Drawing:
     lightness: (height, width), from 0 to 1. shows_digit: whether the drawing is one digit, on paper that may be
     uneven; otherwise it is all that stands out from the border. Raises NothingDrawnError, SeveralDrawnError.
     """
-    picture = _resized(lightness, WORK_SIDE)
+    picture = _resized(lightness, WORK_SIDE).clip(0, 1)  # bicubic resizing goes a little beyond
     even = _Inked.of(picture, _even_paper(picture))
     if not shows_digit:
         if not even.things:
@@ -162,7 +163,9 @@ class _Inked:
         from scipy import ndimage
 
         ink = picture - paper
-        if (ink**3).sum() < 0:  # dark on light; the cube, because ink stands out further than noise
+        # The cube, because ink stands out further than noise; ratios, because in a shadow ink and its paper are near.
+        ratios = np.log(picture + DARKEST) - np.log(paper + DARKEST)
+        if (ratios**3).sum() < 0:  # dark on light
             ink = -ink / np.maximum(paper, 0.02)  # a shadow darkens ink and paper in proportion
         smooth = ndimage.gaussian_filter(ink, 1.0)
         beyond = smooth[smooth < 0]  # half of the noise, and no ink
