@@ -10,7 +10,7 @@ import re
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -26,6 +26,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from mnist_ray.errors import SpecError
+from mnist_ray.storage.files import read_bounded
 from mnist_ray.storage.object_stores import SCHEMES, is_address
 
 DataSetName = Literal["mnist", "fashion_mnist", "kmnist", "qmnist", "digits"]
@@ -448,8 +449,24 @@ def is_text(hyperparameter: str) -> bool:
 # --- reading ---------------------------------------------------------------------------------------------------
 
 
+# The plain values of YAML 1.2's core schema (specification 1.2.2, section 10.3.2), and the characters they begin with.
+# PyYAML has those of YAML 1.1, where 010 is 8, 1:30 is 90, no is false, and 1e-4 is a text.
+CORE_SCHEMA = {
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    "int": (r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
+    "float": (
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+    "merge": (r"<<", ["<"]),  # of YAML 1.1 and in wide use: a mapping takes the keys of another
+}
+
+
 class _SpecLoader(yaml.SafeLoader):
-    """A loader of safe YAML that reads `1e-4` as a number (YAML 1.1 reads a text) and refuses a key given twice."""
+    """A loader of safe YAML with the values of YAML 1.2, which refuses a key given twice."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]  # types-PyYAML: of instances
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -461,21 +478,35 @@ class _SpecLoader(yaml.SafeLoader):
             seen.add(name)
         return super().construct_mapping(node, deep)
 
+    def construct_core_int(self, node: yaml.ScalarNode) -> int:
+        text: str = self.construct_scalar(node)
+        return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+
+    def construct_core_float(self, node: yaml.ScalarNode) -> float:
+        text: str = self.construct_scalar(node)
+        return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+
+
+_SpecLoader.add_constructor("tag:yaml.org,2002:int", _SpecLoader.construct_core_int)
+_SpecLoader.add_constructor("tag:yaml.org,2002:float", _SpecLoader.construct_core_float)
+
 
 class _SpecDumper(yaml.SafeDumper):
-    """A dumper that quotes a text that `_SpecLoader` would read as a number, such as the name 1e4."""
+    """A dumper that quotes a text that YAML 1.1 or 1.2 would read as something else, such as the names no and 1e4."""
 
 
 for _yaml in (_SpecLoader, _SpecDumper):
-    _yaml.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-    )
+    for _kind, (_pattern, _beginnings) in CORE_SCHEMA.items():
+        _yaml.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_pattern})$"), _beginnings)
+
+
+MOST_SPEC_BYTES = 10**6
 
 
 def load_spec(path: Path | str, overrides: Sequence[str] = ()) -> JobSpec:
     """Read a spec file and apply overrides such as `search.num_trials=50`. Raises SpecError."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = read_bounded(Path(path), MOST_SPEC_BYTES).decode("utf-8")
     except OSError as error:
         raise SpecError(f"{path}: cannot be read ({error.strerror}): give the path of a job spec") from None
     except UnicodeDecodeError:
@@ -539,7 +570,31 @@ def _explain(key: str, fault: Mapping[str, Any]) -> str:
         return f"{key} is not a key of a job spec: remove it{_did_you_mean(key, _keys_and_parts())}"
     if fault["type"] == "missing":
         return f"{key} is missing: add it{_example(key)}"
-    return f"{key}: {_brief(fault['input'])} {_rule(fault)}: change it in the spec or with --set{_example(key)}"
+    rule = _rule(fault) + (", or null to do without" if _may_be_null(key) else "")
+    return f"{key}: {_brief(fault['input'])} {rule}: {_remedy(fault)}{_example(key)}"
+
+
+def _may_be_null(key: str) -> bool:
+    part: Any = JobSpec
+    *parents, last = key.split(".")
+    for name in parents:
+        annotation = part.model_fields[name].annotation if name in part.model_fields else None
+        parts = [each for each in (annotation, *get_args(annotation)) if isinstance(each, type)]
+        part = next((each for each in parts if issubclass(each, BaseModel)), BaseModel)
+    return last in part.model_fields and type(None) in get_args(part.model_fields[last].annotation)
+
+
+def _remedy(fault: Mapping[str, Any]) -> str:
+    """Say what to write, also for a text that YAML 1.1, which older tools read, takes for a number or a truth."""
+    text = str(fault["input"]) if isinstance(fault["input"], str) else ""
+    if fault["type"].startswith("bool") and text.lower() in ("yes", "no", "on", "off", "y", "n"):
+        return f"write {str(text.lower() in ('yes', 'on', 'y')).lower()}"
+    if fault["type"].startswith(("int", "float")):
+        if clock := re.fullmatch(r"(\d{1,4}):(\d\d)", text):
+            return f"write {int(clock[1]) + int(clock[2]) / 60:g}"
+        if re.fullmatch(r"[-+]?\d[\d_]*(\.[\d_]*)?", text) and "_" in text:
+            return f"write {text.replace('_', '')}"
+    return "change it in the spec or with --set"
 
 
 # Keys of earlier releases, with what to write now.
@@ -600,7 +655,7 @@ def _example(key: str) -> str:
 
 
 def _as_yaml(value: Any) -> str:
-    text: str = yaml.safe_dump(value, default_flow_style=True)
+    text: str = yaml.dump(value, Dumper=_SpecDumper, default_flow_style=True)
     return text.removesuffix("\n").removesuffix("\n...")
 
 

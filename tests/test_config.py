@@ -1,5 +1,6 @@
 """Specs are read as written, or refused with key, value and remedy; a run goes on only with its own spec."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -386,6 +387,85 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
             load_spec(path)
         assert str(path) in str(caught.value)
         assert "give the path of a job spec" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "too large"])
+def test_spec_must_be_a_file(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "job.yaml"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.write_bytes(b"data: {name: digits}\n" + b"#" * 10**6)
+    with pytest.raises(
+        SpecError, match=rf"{path}: cannot be read \(it (is a (named pipe|device)|has more than the 1 MB)"
+    ):
+        load_spec(path)
+
+
+# --- YAML 1.2
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("seed=010", 10),
+        ("seed=08", 8),
+        ("seed=0o17", 15),
+        ("seed=0x1F", 31),
+        ("seed=+5", 5),
+        ("max_hours=1e-1", 0.1),
+        ("max_hours=.5", 0.5),
+        ("max_hours=1.", 1.0),
+        ("retrain.baseline=FALSE", False),
+        ("confirm=~", None),
+        ("confirm=", None),
+        ("name=no", "no"),
+        ("name=On", "On"),
+        ("name=y", "y"),
+        ("name=2024-05-01", "2024-05-01"),
+        ("name=1_000", "1_000"),
+        ("name=0b11", "0b11"),
+    ],
+)
+def test_values_are_those_of_yaml_1_2(spec_file: Path, text: str, value: Any) -> None:
+    found: Any = load_spec(spec_file, [text])
+    for name in text.partition("=")[0].split("."):
+        found = getattr(found, name)
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("max_hours=1:30", "max_hours: '1:30' must be a valid number, or null to do without: write 1.5"),
+        ("max_hours=10:45", "write 10.75"),
+        ("search.num_trials=1_000", "search.num_trials: '1_000' must be a valid integer: write 1000"),
+        ("seed=0:10", "seed: '0:10'"),
+        *(
+            (f"retrain.baseline={word}", f"retrain.baseline: '{word}' must be a valid boolean: write {truth}")
+            for word, truth in {"yes": "true", "no": "false", "On": "true", "OFF": "false"}.items()
+        ),
+        ("search.space.dropout={low: 0.1, high: 0.2, log: yes}", "search.space.dropout.log: 'yes' must be a valid"),
+        ("search.early_stopping=false", "False must hold keys and values, or null to do without: change it"),
+        ("search.early_stopping=no", "'no' must hold keys and values, or null to do without"),
+        ("confirm=false", "confirm: False must hold keys and values, or null to do without"),
+        ("max_hours=never", "max_hours: 'never' must be a valid number, or null to do without"),
+        ("search.max_concurrent_trials=0.5", "or null to do without"),
+    ],
+)
+def test_refusal_says_what_to_write(spec_file: Path, text: str, said: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        load_spec(spec_file, [text])
+    assert said in str(caught.value)
+
+
+def test_null_is_offered_only_where_it_is_taken(spec_file: Path) -> None:
+    for key in ("retrain", "search.num_epochs", "retrain.baseline"):
+        with pytest.raises(SpecError) as caught:
+            load_spec(spec_file, [f"{key}=text"])
+        assert "or null" not in str(caught.value)
 
 
 # --- names that must agree

@@ -11,7 +11,7 @@ from tabulate import tabulate
 
 from mnist_ray import __version__
 from mnist_ray.pipeline.provenance import gpu_names, processor
-from mnist_ray.storage.files import write_atomic
+from mnist_ray.storage.files import read, write_atomic
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def write_findings(path: Path, sections: Sequence[Section], machine: Machine, co
 
 def put_between(page: Path, begin: str, end: str, text: str) -> None:
     """Replace what stands between the page's two marker lines. Raises ValueError where it has not got them, OSError."""
-    before, found, rest = page.read_text(encoding="utf-8").partition(begin)
+    before, found, rest = read(page).decode("utf-8").partition(begin)
     _, found_end, after = rest.partition(end)
     if not found or not found_end:
         raise ValueError(f"{page}: lacks the lines {begin} and {end}: add them where the tables belong")

@@ -1,6 +1,7 @@
 """The command line. Heavy imports stay inside the commands, so that `--help` answers at once."""
 
 import argparse
+import io
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +25,9 @@ exit codes: 0 done; 2 something in the command or the spec; 3 data missing or wr
 
 def main(arguments: Sequence[str] | None = None, storage_root: Path | None = None) -> int:
     """Run a command; returns the exit code. A relative `storage` lies below `storage_root` (default: here)."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Otherwise a minus sign or an arrow ends the command after hours, where the terminal is not one of UTF-8.
+        sys.stdout.reconfigure(errors="replace")
     parsed = _parser().parse_args(arguments)
     parsed.storage_root = storage_root
     try:

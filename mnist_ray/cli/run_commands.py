@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mnist_ray.cli.arguments import add_command, add_storage, storage_of
-from mnist_ray.errors import WORSE_EXIT_CODE, SpecError
+from mnist_ray.errors import WORSE_EXIT_CODE, ImageFileError, SpecError
 
 if TYPE_CHECKING:
     from mnist_ray.record.rundir import RunDir
@@ -61,16 +61,23 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _predict(arguments: argparse.Namespace) -> int:
-    from mnist_ray.pipeline.prediction import latest_finished_run, predict_images
+    from mnist_ray.pipeline.prediction import latest_finished_run, model_in_words, predict_images
     from mnist_ray.record.rundir import find_run
 
     storage = storage_of(arguments)
     run = find_run(arguments.run, storage) if arguments.run else latest_finished_run(storage)
-    for path, probabilities in zip(arguments.images, predict_images(run, arguments.images), strict=True):
-        first, second, third = probabilities.argsort()[::-1][:3]
-        others = ", ".join(f"{digit}: {100 * probabilities[digit]:.1f} %" for digit in (second, third))
-        print(f"{path}: {first} ({100 * probabilities[first]:.1f} %; then {others})")
-    return 0
+    answers = predict_images(run, arguments.images)
+    print(f"Answers of {model_in_words(run)}:", file=sys.stderr)
+    code = 0
+    for path, answer in zip(arguments.images, answers, strict=True):
+        if isinstance(answer, ImageFileError):
+            print(f"mnist-ray: {answer}", file=sys.stderr)
+            code = answer.exit_code
+            continue
+        first, second, third = answer.argsort()[::-1][:3]
+        others = ", ".join(f"{digit}: {100 * answer[digit]:.1f} %" for digit in (second, third))
+        print(f"{path}: {first} ({100 * answer[first]:.1f} %; then {others})")
+    return code
 
 
 def _results(arguments: argparse.Namespace) -> int:

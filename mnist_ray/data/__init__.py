@@ -11,7 +11,7 @@ Importing this package imports neither torch, torchvision nor scikit-learn.
 from mnist_ray.data.datasets import DATA_SETS, SECOND_TESTS, DataSet
 from mnist_ray.data.files import data_dir_of, default_data_dir
 from mnist_ray.data.labelled_images import LabelledImages, content_sha256
-from mnist_ray.data.loading import fetch, is_present, load_second_test, load_test, load_training
+from mnist_ray.data.loading import fetch, is_present, load_second_test, load_test, load_training, presence
 from mnist_ray.data.pixels import PixelStatistics, pixel_statistics
 from mnist_ray.data.split import Split, stratified_split
 
@@ -31,5 +31,6 @@ __all__ = [
     "load_test",
     "load_training",
     "pixel_statistics",
+    "presence",
     "stratified_split",
 ]

@@ -16,6 +16,8 @@ import filelock
 import pooch
 import requests
 
+from mnist_ray.storage.files import read_bounded
+
 # A mirror has to deliver this much on average over the last `timeout_s`, name look-up and connecting included.
 # Otherwise the mirror is given up, for the files that follow too, so that a clear error comes within about a minute. A
 # line of one megabit a second still gets MNIST's 12 MB.
@@ -84,7 +86,8 @@ def download_once(folder: Path, find_missing: Callable[[], Sequence[Download]], 
 def _last_failure(folder: Path) -> str:
     """Return the error of the last download that failed, or "" after one that did not."""
     try:
-        return (folder / FAILURE_NAME).read_text(encoding="utf-8", errors="replace")  # its writer may have been killed
+        content = read_bounded(folder / FAILURE_NAME, MAX_FILE_BYTES)
+        return content.decode("utf-8", errors="replace")  # its writer may have been killed
     except FileNotFoundError:
         return ""
 

@@ -1,9 +1,7 @@
-"""The IDX format, in which MNIST and its relatives are kept: packed arrays of images and of labels."""
+"""The IDX format, in which MNIST and its relatives are kept: arrays of images and of labels."""
 
-import gzip
 import math
 import struct
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mnist_ray.data.files import DataFile, how_to_provide, verified_bytes
+from mnist_ray.data.files import DataFile, how_to_provide, verified_content
 from mnist_ray.data.labelled_images import IMAGE_SHAPE, NUM_CLASSES, LabelledImages
 from mnist_ray.errors import DataError
 
@@ -53,13 +51,13 @@ class IdxSource:
 def read_idx(file: DataFile, data_dir: Path) -> npt.NDArray[Any]:
     """Read a verified IDX file as an array of its own shape: uint8, or big-endian int32. Raises DataError."""
     path = file.path(data_dir)
-    packed = verified_bytes(file, data_dir)
-    if packed is None:
+    content = verified_content(file, data_dir)
+    if content is None:
         raise DataError(f"{path} is not there.\n{how_to_provide([file], data_dir)}")
     try:
-        return parse_idx(gzip.decompress(packed))
-    except (OSError, EOFError, zlib.error, struct.error, ValueError) as error:
-        raise DataError(f"{path} is not a packed IDX file: {error}") from error
+        return parse_idx(content)
+    except (struct.error, ValueError) as error:
+        raise DataError(f"{path} is not an IDX file: {error}") from error
 
 
 def parse_idx(content: bytes) -> npt.NDArray[Any]:

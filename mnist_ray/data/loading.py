@@ -1,24 +1,31 @@
 """Fetching, loading and looking for data sets by name.
 
-The bytes that are read are the bytes that were hashed: a packed file is read once, compared with the SHA-256 in the
-table and unpacked in memory, so that a damaged file ends in a DataError, never in a number.
+The bytes that are read are the bytes that were hashed: a file is read once, unpacked in memory and compared with the
+SHA-256 in the table, so that a damaged file ends in a DataError, never in a number.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from mnist_ray.data import mirrors
 from mnist_ray.data.datasets import DATA_SETS, SECOND_TESTS
-from mnist_ray.data.files import DataFile, how_to_provide, missing_files
+from mnist_ray.data.files import DataFile, how_to_provide, missing_files, near_miss
 from mnist_ray.data.labelled_images import LabelledImages
 from mnist_ray.errors import DataError
 
 
 def is_present(name: str, data_dir: Path) -> bool:
-    """Return whether all files of the data set are there. Their content is not read, and nothing is raised."""
-    # Path.is_file raises PermissionError before Python 3.14.
-    return all(os.path.isfile(file.path(data_dir)) for file in DATA_SETS[name].files)  # noqa: PTH113
+    """Return whether all files of the data set are there. Raises DataError for a wrong or unreadable one."""
+    return not missing_files(DATA_SETS[name].files, data_dir)
+
+
+def presence(name: str, data_dir: Path) -> str:
+    """Return a text for people: whether the data set is there, or near to where it belongs. Raises DataError."""
+    missing = missing_files(DATA_SETS[name].files, data_dir)
+    if not missing:
+        return "found"
+    near = near_miss(missing[0], data_dir)
+    return f"not there, downloaded when a job needs it{near and f'; {near}'}"
 
 
 def load_training(name: str, data_dir: Path) -> LabelledImages:

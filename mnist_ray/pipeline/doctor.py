@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mnist_ray import __version__, data
+from mnist_ray.errors import DataError
 from mnist_ray.pipeline.capacity import local_capacity
 from mnist_ray.pipeline.provenance import gpu_names, installed_versions
 from mnist_ray.storage.files import StoragePath, remove, write_atomic
@@ -33,8 +34,10 @@ def examine(data_dir: Path, storage: StoragePath) -> list[Finding]:
     devices = f"{local_capacity().cpus} CPUs, {len(gpus)} GPUs {', '.join(gpus)}".rstrip()
     findings.append(Finding("devices", True, devices))
     for name in data.DATA_SETS:
-        found = "found" if data.is_present(name, data_dir) else "not there, downloaded when a job needs it"
-        findings.append(Finding(f"data {name}", True, f"{found} ({data_dir})"))
+        try:
+            findings.append(Finding(f"data {name}", True, f"{data.presence(name, data_dir)} ({data_dir})"))
+        except DataError as error:
+            findings.append(Finding(f"data {name}", False, str(error)))
     return [*findings, _storage(storage)]
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from mnist_ray import data
 from mnist_ray.config import JobSpec
-from mnist_ray.errors import SpecError
+from mnist_ray.errors import DataError, SpecError
 from mnist_ray.pipeline.capacity import Capacity
 from mnist_ray.pipeline.early_stopping import rungs
 from mnist_ray.record.disk_use import bytes_needed
@@ -99,6 +99,10 @@ def _obstacles(spec: JobSpec, capacity: Capacity) -> Iterator[str]:
         except SpecError as error:
             yield str(error)
     try:
+        data.presence(spec.data.name, data.data_dir_of(spec.data.dir))
+    except DataError as error:
+        yield str(error)
+    try:
         check_space(storage_path(spec.storage).absolute(), bytes_needed(spec))
     except OSError as error:
         yield f"{error.filename}: {error.strerror}"
@@ -133,7 +137,10 @@ def _facts(spec: JobSpec, capacity: Capacity, upload_bytes: int | None) -> Itera
         shares.append(f"{size}: {' to '.join(f'{share:g}' for share in ends)}")
     yield "batch per worker", f"of a global batch of {', '.join(shares)}"
     folder = data.data_dir_of(spec.data.dir)
-    found = "found" if data.is_present(spec.data.name, folder) else "not there, downloaded when the job needs it"
+    try:
+        found = data.presence(spec.data.name, folder)
+    except DataError:
+        found = "wrong, see below"  # an obstacle
     yield "data", f"{spec.data.name} in {folder}: {found}"
     yield "disk", f"{bytes_needed(spec) / 1e6:.0f} MB at most, in {storage_path(spec.storage).absolute()}"
     yield "verdict", _verdict_fact(spec)

@@ -8,7 +8,7 @@ import torch
 
 from mnist_ray import data
 from mnist_ray.data.images import read_image
-from mnist_ray.errors import SpecError
+from mnist_ray.errors import ImageFileError, SpecError
 from mnist_ray.metrics import Score
 from mnist_ray.record.rundir import RunDir, runs_in
 from mnist_ray.storage.files import StoragePath
@@ -42,19 +42,43 @@ def trained_model(run: RunDir, training_id: str) -> MnistCNN:
     return model_from_bytes(content)
 
 
-def predict_images(run: RunDir, paths: Sequence[Path]) -> np.ndarray:
-    """Return the selected model's probabilities, (images, 10), for image files. Raises SpecError, ImageFileError."""
-    images = np.stack([read_image(path) for path in paths])
+def predict_images(run: RunDir, paths: Sequence[Path]) -> list[np.ndarray | ImageFileError]:
+    """Return the selected model's probabilities, (10,), for each image file, or why there is no answer for it.
+
+    Raises SpecError.
+    """
+    started = run.state.started
+    shows_digits = started is None or data.DATA_SETS[started.spec.data.name].shows_digits
     model = selected_model(run)
-    return torch.softmax(predict(model, torch.from_numpy(images)), dim=1).numpy()
+    answers: list[np.ndarray | ImageFileError] = []
+    for path in paths:
+        try:
+            image = torch.from_numpy(read_image(path, shows_digits))
+        except ImageFileError as error:
+            answers.append(error)
+        else:
+            answers.append(torch.softmax(predict(model, image[None])[0], dim=0).numpy())
+    return answers
+
+
+def model_in_words(run: RunDir) -> str:
+    """Return whose model `predict_images` uses: the run, its training and its data."""
+    started = run.state.started
+    assert started is not None
+    return f"the model {selected_training(run)} of the run {run.path}, trained on {started.spec.data.name}"
 
 
 def selected_model(run: RunDir) -> MnistCNN:
     """Return the selected configuration's network, of the first seed that was trained. Raises SpecError."""
+    return trained_model(run, selected_training(run))
+
+
+def selected_training(run: RunDir) -> str:
+    """Return the retraining whose network `selected_model` returns. Raises SpecError."""
     selected = run.state.selected
     for plan in selected.retrainings if selected else ():
         if plan.role.startswith("selected") and run.model(plan.id):
-            return trained_model(run, plan.id)
+            return plan.id
     raise SpecError(f"{run} has no trained model yet: finish it with 'mnist-ray run' first")
 
 

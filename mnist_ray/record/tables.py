@@ -1,5 +1,6 @@
 """The tables of a run: one row per training, one row per epoch; their columns, writing and reading."""
 
+import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from mnist_ray.config import Hyperparameters, SecondTest, Stage, is_text, is_who
 from mnist_ray.metrics import EpochMetrics, Score
 from mnist_ray.record.rundir import RunDir
 from mnist_ray.record.state import RunState, Training
+from mnist_ray.storage.files import read
 
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
@@ -121,11 +123,12 @@ def results_csv(table: pd.DataFrame) -> str:
 
 
 def read_results(path: Path) -> pd.DataFrame:
-    """Read results.csv or results.parquet with the types of COLUMNS."""
+    """Read results.csv or results.parquet with the types of COLUMNS. Raises OSError."""
+    content = io.BytesIO(read(path))
     if path.suffix == ".parquet":
-        return pd.read_parquet(path).astype(COLUMNS)
+        return pd.read_parquet(content).astype(COLUMNS)
     # Only an empty cell is missing: pandas would also take the reason "None" for nothing.
-    table = pd.read_csv(path, dtype=COLUMNS, keep_default_na=False, na_values=[""])
+    table = pd.read_csv(content, dtype=COLUMNS, keep_default_na=False, na_values=[""])
     for name, kind in COLUMNS.items():
         if kind == "string":
             table[name] = table[name].str.removeprefix("'")

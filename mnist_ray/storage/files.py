@@ -6,11 +6,13 @@ unless the caller names it.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import shutil
 import signal
+import stat
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +27,8 @@ from mnist_ray.storage import object_stores
 StoragePath = Path | UPath  # of a file or a folder, on a disk or in an object store
 
 FAILPOINT = "MNIST_RAY_FAILPOINT"
+
+MOST_BYTES = 256 * 10**6  # of a file of a run, far more than any has
 
 _passed: Counter[str] = Counter()  # how often this process has passed each moment of a failpoint
 
@@ -153,9 +157,32 @@ def sync_folder(folder: Path) -> None:
 # --- reading and removing ----------------------------------------------------------------------------------------
 
 
+def read_bounded(path: Path, most_bytes: int) -> bytes:
+    """Read a file of a disk whole, if it is a file and has at most so many bytes. Raises OSError, which says why not.
+
+    A named pipe would block until somebody writes, and a device may never end.
+    """
+    # Looked at before, since opening a device can do something, and after, since another may have taken its place.
+    _check_is_file(path.stat().st_mode, path)
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:  # noqa: PTH123
+        _check_is_file(os.fstat(file.fileno()).st_mode, path)
+        content = file.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise OSError(errno.EFBIG, f"it has more than the {most_bytes / 1e6:g} MB that are read", str(path))
+    return content
+
+
+def _check_is_file(mode: int, path: Path) -> None:
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, "it is a directory, not a file", str(path))
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
+        raise OSError(errno.EINVAL, f"it is {kinds.get(stat.S_IFMT(mode), 'a device')}, not a file", str(path))
+
+
 def read(path: StoragePath) -> bytes:
-    """Read a file. Raises FileNotFoundError, OSError."""
-    return path.read_bytes() if isinstance(path, Path) else object_stores.read(path)
+    """Read a file. Raises FileNotFoundError, OSError, on a disk also for what is no file or too large."""
+    return read_bounded(path, MOST_BYTES) if isinstance(path, Path) else object_stores.read(path)
 
 
 def read_each(paths: Sequence[StoragePath]) -> list[bytes]:

@@ -1,5 +1,6 @@
 """What a user meets on the command line: help at once, one clear message for a mistake, documented exit codes."""
 
+import io
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mnist_ray.cli.main import main
 from tests.report.made_up import made_up_spec, make_up
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -185,3 +187,18 @@ def test_mistakes_with_runs_get_one_message(runs: Path, arguments: list[str], sa
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert all(part in done.stderr for part in said), done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_text_that_cannot_be_shown_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+    """A minus sign, an arrow, and a name that is no text at all."""
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding))
+    assert main(["results", "--storage", str(tmp_path / "−1 → \udcff")]) == 0
+    sys.stdout.flush()
+    assert shown.getvalue().startswith(b"no runs in /")
+
+
+def test_reconfigured_output_survives_a_pipe(tmp_path: Path) -> None:
+    done = mnist_ray("results", "--storage", tmp_path / "−1 →", PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stdout.strip()[-4:]) == (0, "?1 ?")

@@ -1,6 +1,7 @@
 """Data sets are fetched and loaded as verified, whatever lies in the folder."""
 
 import contextlib
+import gzip
 import os
 import random
 import shutil
@@ -14,8 +15,13 @@ import numpy as np
 import pytest
 
 from mnist_ray import data
+from mnist_ray.config import parse_spec
+from mnist_ray.data import files
 from mnist_ray.data.idx import IdxSource
 from mnist_ray.errors import DataError
+from mnist_ray.pipeline.capacity import Capacity
+from mnist_ray.pipeline.doctor import examine
+from mnist_ray.pipeline.plan import plan
 from tests.data.made_files import drawn, idx, plant_both
 from tests.real_mnist import MNIST_NAMES, REAL_RAW, TRAIN_IMAGES, needs_mnist
 
@@ -53,7 +59,7 @@ def test_mnist_equals_torchvisions(mnist_dir: Path, monkeypatch: pytest.MonkeyPa
 
 
 @needs_mnist
-def test_unpacked_files_are_never_read(mnist_dir: Path) -> None:
+def test_packed_files_go_first(mnist_dir: Path) -> None:
     for name in MNIST_NAMES:
         (mnist_dir / "MNIST" / "raw" / name.removesuffix(".gz")).write_bytes(b"not MNIST")
     data.fetch("mnist", mnist_dir)
@@ -138,13 +144,101 @@ def test_missing_file_error_names_the_remedies(tmp_path: Path) -> None:
 
 
 @needs_mnist
-def test_presence_needs_no_right_content(mnist_dir: Path) -> None:
+@pytest.mark.parametrize("wrapping", ["unpacked", "unpacked under the packed name", "packed again"])
+def test_same_content_is_accepted(mnist_dir: Path, wrapping: str) -> None:
+    for name in MNIST_NAMES:
+        file = mnist_dir / "MNIST" / "raw" / name
+        content = gzip.decompress(file.read_bytes())
+        file.unlink()
+        if wrapping == "unpacked":
+            file.with_name(name.removesuffix(".gz")).write_bytes(content)
+        else:
+            file.write_bytes(gzip.compress(content, 1) if wrapping == "packed again" else content)
+    data.fetch("mnist", mnist_dir)
+    assert len(data.load_training("mnist", mnist_dir)) == 60_000
+    assert data.load_test("mnist", mnist_dir).labels[:5].tolist() == [7, 2, 1, 0, 4]
+
+
+@needs_mnist
+def test_wrong_unpacked_file_is_refused(mnist_dir: Path) -> None:
     file = mnist_dir / "MNIST" / "raw" / TRAIN_IMAGES
-    file.write_bytes(b"")
-    assert data.is_present("mnist", mnist_dir)
+    content = bytearray(gzip.decompress(file.read_bytes()))
+    file.unlink()
+    content[-1] ^= 1
+    file.with_name(TRAIN_IMAGES.removesuffix(".gz")).write_bytes(content)
+    with pytest.raises(DataError, match=r"train-images-idx3-ubyte: its 47040016 bytes have SHA-256"):
+        data.fetch("mnist", mnist_dir)
+
+
+def test_bomb_is_not_unpacked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(files, "MOST_BYTES", 10**6)
+    file = data.DATA_SETS["mnist"].training.files[0].path(tmp_path)
+    file.parent.mkdir(parents=True)
+    file.write_bytes(gzip.compress(bytes(2 * 10**6)))
+    with pytest.raises(DataError, match=file.name):
+        data.load_training("mnist", tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "too large"])
+def test_data_file_must_be_a_file(tmp_path: Path, kind: str) -> None:
+    file = data.DATA_SETS["mnist"].training.files[0].path(tmp_path)
+    file.parent.mkdir(parents=True)
+    if kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "device":
+        file.symlink_to("/dev/zero")
+    else:
+        with file.open("wb") as sparse:
+            sparse.truncate(files.MOST_BYTES + 1)
+    with pytest.raises(DataError, match=rf"{file.name} cannot be read: it (is|has)"):
+        data.fetch("mnist", tmp_path)
+
+
+@needs_mnist
+@pytest.mark.parametrize(
+    ("given", "lies", "remedy"),
+    [
+        ("MNIST", "MNIST/raw", "name {root} as the data folder"),
+        ("MNIST/raw", "MNIST/raw", "name {root} as the data folder"),
+        (".", "deeper/MNIST/raw", "name {root}/deeper as the data folder"),
+        (".", ".", "move it and the others to {root}/MNIST/raw"),
+        (".", "raw", "move it and the others to {root}/MNIST/raw"),
+        (".", "MNIST", "move it and the others to {root}/MNIST/raw"),
+    ],
+)
+def test_files_nearby_are_named(tmp_path: Path, given: str, lies: str, remedy: str) -> None:
+    (tmp_path / lies).mkdir(parents=True, exist_ok=True)
+    for name in MNIST_NAMES:
+        (tmp_path / lies / name).symlink_to(REAL_RAW / name)
+    with pytest.raises(DataError) as caught:
+        data.load_training("mnist", tmp_path / given)
+    said = f"{tmp_path / lies / TRAIN_IMAGES} is there: {remedy.format(root=tmp_path)}"
+    assert said in str(caught.value)
+    assert said in data.presence("mnist", tmp_path / given)
+
+
+@needs_mnist
+def test_presence_needs_right_content(mnist_dir: Path) -> None:
+    assert data.presence("mnist", mnist_dir) == "found"
+    file = mnist_dir / "MNIST" / "raw" / TRAIN_IMAGES
+    file.write_bytes(b"<html>404</html>\n")
+    with pytest.raises(DataError, match="its 17 bytes"):
+        data.presence("mnist", mnist_dir)
     file.unlink()
     assert not data.is_present("mnist", mnist_dir)
+    assert data.presence("mnist", mnist_dir).startswith("not there")
     assert data.is_present("digits", mnist_dir)
+
+
+def test_plan_and_doctor_name_a_wrong_file(tmp_path: Path) -> None:
+    file = data.DATA_SETS["mnist"].training.files[0].path(tmp_path)
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"<html>404</html>\n")
+    spec = parse_spec({"data": {"name": "mnist", "dir": str(tmp_path)}, "storage": str(tmp_path)})
+    planned = plan(spec, Capacity(cpus=8, gpus=0))
+    assert any(f"{file}: its 17 bytes" in obstacle for obstacle in planned.obstacles)
+    [found] = [finding for finding in examine(tmp_path, tmp_path) if finding.what == "data mnist"]
+    assert not found.is_good and "its 17 bytes" in found.text
 
 
 def test_default_data_dir_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

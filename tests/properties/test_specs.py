@@ -11,7 +11,7 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mnist_ray.config import Hyperparameters, JobSpec, dump_spec, load_spec, parse_spec, spec_keys
+from mnist_ray.config import RUN_NAME, Hyperparameters, JobSpec, dump_spec, load_spec, parse_spec, spec_keys
 from mnist_ray.errors import SpecError
 
 scalars = st.one_of(
@@ -33,6 +33,24 @@ values = st.recursive(
     lambda parts: st.lists(parts, max_size=4) | st.dictionaries(keys, parts, max_size=4),
     max_leaves=12,
 )
+# Names that YAML 1.1, YAML 1.2 or both read as something else, unless they are in quotes.
+AMBIGUOUS = [
+    "no",
+    "On",
+    "y",
+    "true",
+    "null",
+    "010",
+    "08",
+    "0o17",
+    "0x1F",
+    "1e4",
+    "1E-4",
+    "1.",
+    "1.5",
+    "1_000",
+    "2024-05-01",
+]
 contents = st.dictionaries(keys, values, max_size=5)
 
 
@@ -126,3 +144,13 @@ def test_any_override_is_accepted_or_refused(tmp_path_factory: pytest.TempPathFa
     path.write_text("data: {name: digits}\n")
     refusal = refusal_of(path, [override])
     assert refusal is None or re.split("[.=]", override)[0] in refusal or repr(override) in refusal
+
+
+@given(st.from_regex(RUN_NAME, fullmatch=True) | st.sampled_from(AMBIGUOUS), st.sampled_from(["name", "storage"]))
+def test_dumped_texts_are_read_back(tmp_path_factory: pytest.TempPathFactory, text: str, key: str) -> None:
+    """By a reader of YAML 1.1 too, as most tools are."""
+    spec = parse_spec({"data": {"name": "digits"}, key: text})
+    path = tmp_path_factory.getbasetemp() / "dumped.yaml"
+    path.write_text(dump_spec(spec), encoding="utf-8")
+    assert load_spec(path) == spec
+    assert parse_spec(yaml.safe_load(dump_spec(spec))) == spec

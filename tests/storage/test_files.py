@@ -3,8 +3,10 @@
 import json
 import os
 import random
+import socket
 import stat
 import threading
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mnist_ray.errors import CorruptFileError
+from mnist_ray.record.tables import read_results
 from mnist_ray.storage import files
-from mnist_ray.storage.files import FAILPOINT, create_atomic, read_sealed_json, replace_atomic, write_atomic, write_json
+from mnist_ray.storage.files import (
+    FAILPOINT,
+    MOST_BYTES,
+    create_atomic,
+    read,
+    read_bounded,
+    read_sealed_json,
+    replace_atomic,
+    write_atomic,
+    write_json,
+)
 from mnist_ray.storage.files import write_sealed_json as seal
 
 BODY = {"id": "trial-0003", "loss": 0.0214, "tiny": 1e-300, "epochs": [1, 2, 3], "reason": None, "größe": "a|b\nc"}
@@ -182,3 +195,45 @@ def test_other_body_under_old_seal_is_refused(tmp_path: Path) -> None:
         read_sealed_json(path)
     with pytest.raises(FileNotFoundError):
         read_sealed_json(tmp_path / "absent.json")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device", "folder", "too large"])
+def test_only_bounded_files_are_read(tmp_path: Path, kind: str) -> None:
+    """Each of these would block, go on for ever or take all memory."""
+    path = tmp_path / "file"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(str(path))
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        with path.open("wb") as sparse:
+            sparse.truncate(MOST_BYTES + 1)
+    with pytest.raises(OSError, match=r"it (is a .*, not a file|has more than the 256 MB)") as caught:
+        read(path)
+    assert caught.value.filename == str(path)
+    with pytest.raises(OSError, match=r"it (is|has)"):
+        read_results(path)
+
+
+def test_bound_is_inclusive(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"12345")
+    assert read_bounded(tmp_path / "file", 5) == b"12345"
+    with pytest.raises(OSError, match="more than"):
+        read_bounded(tmp_path / "file", 4)
+
+
+def test_large_file_takes_no_memory(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("wb") as sparse:
+        sparse.truncate(200 * 10**6)
+    tracemalloc.start()
+    try:
+        with pytest.raises(OSError, match="it has more than the 1 MB"):
+            read_bounded(tmp_path / "file", 10**6)
+        assert tracemalloc.get_traced_memory()[1] < 10**7
+    finally:
+        tracemalloc.stop()
