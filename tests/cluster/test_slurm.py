@@ -103,7 +103,7 @@ class Slurm:
         """Return once a stage of the run has so many epochs."""
 
         def are_there() -> bool:
-            assert self.fact(job, "JobState") in ("PENDING", "CONFIGURING", "RUNNING"), self.log(job)
+            assert self.fact(job, "JobState") in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING"), self.log(job)
             return sum(training.epochs_done for training in self.run.state.trainings(stage)) >= count
 
         wait_for(f"{count} epochs ({stage})", are_there, 240)
