@@ -5,6 +5,7 @@ import os
 import socket
 import sys
 import time
+from pathlib import Path
 
 NEVER_STARTED = 4  # as a run that could not train (mnist_ray/errors.py)
 WAIT_S = 300.0  # nodes of a busy file system take minutes to import Ray
@@ -34,8 +35,7 @@ def num_nodes(address: str) -> int:
 def is_running(pid: int) -> bool:
     """Report whether a process of this user runs; one that has ended and was not waited for yet does not."""
     try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
 

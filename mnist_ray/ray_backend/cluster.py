@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import shutil
-import socket
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -15,6 +14,7 @@ from typing import Any
 from mnist_ray.errors import SpecError
 from mnist_ray.pipeline.capacity import Capacity, local_capacity
 from mnist_ray.pipeline.provenance import installed_versions, processor
+from mnist_ray.ray_backend.address import Target, checked_head, target_of
 from mnist_ray.ray_backend.compat import ENVIRONMENT, LOCAL_ENVIRONMENT, failed_node_ended, folder_options
 from mnist_ray.record.events import ProcessIdentity
 from mnist_ray.record.process import is_gone, this_process
@@ -28,67 +28,76 @@ NUM_LOCAL_STARTS = 3
 logger = logging.getLogger(__name__)
 
 
-def address_in_use(address: str | None) -> str:
-    """Return the cluster to join: `address`, else the one whose job this process is, else "local" for a new one."""
-    return address or os.environ.get("RAY_ADDRESS") or "local"
-
-
-def shown(address: str) -> str:
-    """Return an address without a user's name, password and query, so that anybody may read it."""
-    scheme, separator, rest = address.rpartition("://")
-    return scheme + separator + rest.partition("?")[0].rpartition("@")[2]
-
-
 @contextlib.contextmanager
 def connected(address: str | None, temporary_folder: Path | None, verbose: bool) -> Iterator[Capacity]:
     """Join `address`, or start a cluster of this machine's CPUs, for a block. Raises SpecError."""
-    target = address_in_use(address)
-    environment = ENVIRONMENT | (LOCAL_ENVIRONMENT if target == "local" else {}) | {"OMP_WAIT_POLICY": "PASSIVE"}
+    target = target_of(address)
+    environment = ENVIRONMENT | (LOCAL_ENVIRONMENT if target.is_local else {}) | {"OMP_WAIT_POLICY": "PASSIVE"}
     for name, value in environment.items():
         os.environ.setdefault(name, value)
-    import ray
-
-    session = _init(target, temporary_folder, verbose)
-    with contextlib.suppress(OSError):  # a new local cluster writes it readable by everyone, who could then run code
-        (Path.home() / ".ray" / "auth_token").chmod(0o600)
-    try:
-        if target == "local":
-            _mark_session(session)
-        processors = [processor()] if target == "local" else _check_nodes(shown(target))
-        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        yield Capacity(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)), tuple(sorted(set(processors))))
-    finally:
-        ray.shutdown()
-        if target == "local":
-            shutil.rmtree(session, ignore_errors=True)
-
-
-def _init(target: str, temporary_folder: Path | None, verbose: bool) -> Path:
-    """Join or start the cluster and return the folder of its session. Raises SpecError."""
     import ray
 
     level = logging.INFO if verbose else logging.ERROR
     logging.getLogger("ray").setLevel(level)
     options: dict[str, Any] = {"log_to_driver": verbose, "logging_level": level}
-    if target == "local":
-        options |= {"num_cpus": local_capacity().cpus, "include_dashboard": False, **folder_options(temporary_folder)}
+    session = _started(temporary_folder, options) if target.is_local else _joined(target, options)
+    with contextlib.suppress(OSError):  # a new local cluster writes it readable by everyone, who could then run code
+        (Path.home() / ".ray" / "auth_token").chmod(0o600)
+    try:
+        if target.is_local:
+            _mark_session(session)
+        processors = [processor()] if target.is_local else _check_nodes(target)
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        yield Capacity(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)), tuple(sorted(set(processors))))
+    finally:
+        ray.shutdown()
+        if target.is_local:
+            shutil.rmtree(session, ignore_errors=True)
+
+
+def _joined(target: Target, options: dict[str, Any]) -> Path:
+    """Join a cluster and return the folder of its session. Raises SpecError."""
+    import ray
+
+    address = checked_head(target)
+    if target.address == "auto":
+        logger.warning("%s: joins the cluster at %s, which 'ray start' made on this machine", target.named, address)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # Ray's own, about a setting of 2.x
-            _check_port(target)
-            context: Any = _start_local(options) if target == "local" else ray.init(address=target, **options)
+            context: Any = ray.init(address=address, **options)
         return Path(context.address_info["session_dir"])
     except Exception as error:  # Ray raises bare ones too
-        reason = _first_line(error).replace(target, shown(target))
-        if target == "local":
-            raise SpecError(
-                f"Ray did not start on this machine ({reason}): run the same command again when the machine is "
-                "less busy; --ray-dir names another folder for Ray's temporary files"
-            ) from None
+        reason = _first_line(error).replace(target.address, target.shown)
         raise SpecError(
-            f"--address {shown(target)}: no Ray cluster answers there ({reason}): start one with "
-            "'ray start --head', or leave --address out to use this machine alone"
+            f"{target.named}: the Ray cluster there cannot be joined ({reason}): look whether it has this Ray version "
+            f"and token (~/.ray/auth_token, RAY_AUTH_MODE=token), or {target.way_out}"
         ) from None
+
+
+def _started(temporary_folder: Path | None, options: dict[str, Any]) -> Path:
+    """Start a cluster of this machine and return the folder of its session. Raises SpecError."""
+    own = {"num_cpus": local_capacity().cpus, "include_dashboard": False, **folder_options(temporary_folder)}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            context = _start_local({**options, **own})
+        return Path(context.address_info["session_dir"])
+    except Exception as error:
+        reason = _first_line(error)
+        raise SpecError(f"Ray did not start on this machine ({reason}): {start_remedy(error, reason)}") from None
+
+
+def start_remedy(error: Exception, reason: str) -> str:
+    """Return what to do about a local cluster that did not start."""
+    if "AF_UNIX path length" in reason:
+        return "its temporary folder has too long a name for sockets: name a short one with --ray-dir /tmp/NAME"
+    if isinstance(error, OSError) and error.filename is not None:
+        return (
+            f"{error.filename} must be a place that this user can write: --ray-dir names another folder for Ray's "
+            "temporary files, HOME one for its token"
+        )
+    return "run the same command again when the machine is less busy"
 
 
 def _start_local(options: dict[str, Any]) -> Any:
@@ -110,13 +119,6 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _check_port(target: str) -> None:
-    """Raise OSError within three seconds if nothing listens at an address; Ray itself tries for minutes."""
-    host, _, port = shown(target).rstrip("/").rpartition("/")[2].rpartition(":")
-    if host and port.isdigit():
-        socket.create_connection((host, int(port)), timeout=3).close()
-
-
 def _mark_session(session: Path) -> None:
     """Note this process as the owner of a session's temporary files, and remove those of processes that were killed.
 
@@ -129,7 +131,7 @@ def _mark_session(session: Path) -> None:
                 shutil.rmtree(mark.parent, ignore_errors=True)
 
 
-def _check_nodes(target: str) -> list[str]:
+def _check_nodes(target: Target) -> list[str]:
     """Check that every node has the driver's packages, and return the nodes' processors.
 
     Raises SpecError that names the node and what differs.
@@ -150,7 +152,7 @@ def _check_nodes(target: str) -> list[str]:
             versions, node_processor = ray.get(answer, timeout=60)
         except ray.exceptions.RayError as error:
             raise SpecError(
-                f"--address {target}: node {host} cannot run this package ({' '.join(str(error).split())[-200:]}): "
+                f"{target.named}: node {host} cannot run this package ({' '.join(str(error).split())[-200:]}): "
                 "send it with 'ray job submit --working-dir .', or install it on every node"
             ) from None
         differing = [
@@ -160,7 +162,7 @@ def _check_nodes(target: str) -> list[str]:
         ]
         if differing:
             raise SpecError(
-                f"--address {target}: node {host} has {', '.join(differing)}: install this project's requirements.txt "
+                f"{target.named}: node {host} has {', '.join(differing)}: install this project's requirements.txt "
                 "on every node"
             )
         processors.append(node_processor)

@@ -4,6 +4,7 @@ tests/ray_backend/test_compat.py fails when one of these parts moves. Importing 
 """
 
 import contextlib
+import enum
 import logging
 import os
 import tempfile
@@ -38,6 +39,62 @@ LOCAL_ENVIRONMENT = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 def folder_options(folder: Path | None) -> dict[str, str]:
     """Return the options of `ray.init` that put Ray's temporary files into a folder; Ray has no public one."""
     return {} if folder is None else {"_temp_dir": str(folder)}
+
+
+class HeadAnswer(enum.Enum):
+    """What a server answers to a call that every Ray head has."""
+
+    HEAD = "a head"
+    REFUSED = "a head that wants another token, or another part of Ray"
+    OTHER = "no head"
+
+
+_CALL_OF_HEADS = "/ray.rpc.NodeInfoGcsService/CheckAlive"
+
+
+def ask_head(address: str, seconds: float) -> HeadAnswer:
+    """Ask the server at HOST:PORT whether it is a Ray head. The token goes only to a server that asks for one.
+
+    `ray.init` tries any port that accepts connections for more than eight minutes, without heeding Ctrl-C.
+    """
+    if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+        return HeadAnswer.REFUSED  # Ray's certificates would be needed
+    import grpc
+    from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
+
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        call = channel.unary_unary(_CALL_OF_HEADS)
+
+        def status(metadata: Any = None) -> Any:
+            try:
+                call(b"", timeout=seconds, metadata=metadata)
+            except grpc.RpcError as error:
+                return error.code()
+            return grpc.StatusCode.OK
+
+        answer = status()
+        if answer is grpc.StatusCode.UNAUTHENTICATED:
+            token = get_auth_headers_if_auth_enabled({})
+            answer = status([(name.lower(), value) for name, value in token.items()]) if token else answer
+    if answer is grpc.StatusCode.OK:
+        return HeadAnswer.HEAD
+    return HeadAnswer.REFUSED if answer is grpc.StatusCode.UNAUTHENTICATED else HeadAnswer.OTHER
+
+
+def address_of_started_cluster() -> str | None:
+    """Return the address of the latest cluster that `ray start` has made or joined on this machine, if it listens."""
+    from ray._private.utils import read_ray_address
+
+    with contextlib.suppress(OSError):
+        return read_ray_address() or None
+    return None
+
+
+def running_heads() -> list[str]:
+    """Return the addresses of all Ray heads whose processes run on this machine."""
+    from ray._private.services import find_gcs_addresses
+
+    return sorted(find_gcs_addresses())  # type: ignore[no-untyped-call]
 
 
 @contextlib.contextmanager

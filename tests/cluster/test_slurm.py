@@ -64,7 +64,7 @@ class Slurm:
 
     def command(self, *words: str | Path, **changes: str) -> str:
         """Return the output of a command on the first node. Raises AssertionError where the command fails."""
-        inside = ["sh", "-c", 'cd "$0" && exec "$@"', REPOSITORY]
+        inside: list[str | Path] = ["sh", "-c", 'cd "$0" && exec "$@"', REPOSITORY]
         done = self.nodes["node1"].run(*inside, *words, changes=changes)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -82,6 +82,11 @@ class Slurm:
     @property
     def run(self) -> RunDir:
         return RunDir(self.storage / "small")
+
+    def start_now(self, job: str) -> None:
+        """Start a job that is back in the queue; Slurm itself lets two minutes pass."""
+        self.wait_until(job, "the end of the first start", "JobState", "PENDING", 60)
+        self.command("scontrol", "update", f"JobId={job}", "StartTime=now")
 
     def fact(self, job: str, name: str) -> str:
         """Return one of the facts of `scontrol show job`."""
@@ -154,7 +159,9 @@ def left_behind(slurm: Slurm) -> list[str]:
     found = [str(path) for path in slurm.storage.glob(".token*")]
     for name, node in slurm.nodes.items():
         found += [f"{name}: {path}" for path in node.run("sh", "-c", "ls -d /tmp/mnist-ray*").stdout.split()]
-        found += [f"{name}: {command}" for command in node.commands() if "raylet" in command or "jobs/run.py" in command]
+        found += [
+            f"{name}: {command}" for command in node.commands() if "raylet" in command or "jobs/run.py" in command
+        ]
     return found
 
 
@@ -165,6 +172,7 @@ def test_stopped_job_goes_on(slurm: Slurm) -> None:
     slurm.wait_for_epochs(job, "search", 8)  # in the second trial
     slurm.command("scancel", "--batch", "--signal=USR1", job)
     slurm.wait_until(job, "a requeue", "Restarts", "1", 60)
+    slurm.start_now(job)
     assert "run the same command again" in slurm.log(job)
     first = slurm.run.state.trainings("search")[0]
     assert first.status == "complete"
@@ -173,6 +181,7 @@ def test_stopped_job_goes_on(slurm: Slurm) -> None:
     slurm.wait_for_epochs(job, "search", 12)
     slurm.command("scontrol", "requeue", job)  # as after a preemption
     slurm.wait_until(job, "a second requeue", "Restarts", "2", 60)
+    slurm.start_now(job)
 
     slurm.wait_for_epochs(job, "retrain", 4)
     slurm.command("scancel", job)

@@ -17,7 +17,7 @@ from ray.job_submission import JobDetails, JobSubmissionClient
 from mnist_ray.config import JobSpec
 from mnist_ray.errors import SpecError
 from mnist_ray.pipeline.capacity import Capacity
-from mnist_ray.ray_backend.cluster import shown
+from mnist_ray.ray_backend.address import shown
 from mnist_ray.ray_backend.compat import AnswerError, TimedRequests
 
 ANSWER_S = 60.0  # a busy head takes long to start a job

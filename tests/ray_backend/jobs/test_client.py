@@ -19,7 +19,7 @@ from mnist_ray.cli.cluster_commands import exit_code_of
 from mnist_ray.cli.main import main
 from mnist_ray.errors import InterruptedRunError, SpecError, TrainingFailedError
 from mnist_ray.pipeline.provenance import PACKAGE
-from mnist_ray.ray_backend.cluster import shown
+from mnist_ray.ray_backend.address import shown
 from mnist_ray.ray_backend.jobs import client
 from mnist_ray.ray_backend.jobs.client import connect, fixed_capacity
 from mnist_ray.ray_backend.jobs.follow import LogReader, Reconnection, follow
