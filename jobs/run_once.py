@@ -2,8 +2,8 @@
 
     python jobs/run_once.py jobs/mnist.yaml --name mnist --storage /results        as the entry point of a Ray job
 
-A job with a fault in its command, spec or data ends as stopped, not as failed: KubeRay makes a new cluster for a job that
-failed.
+A job with a fault in its command, spec or data ends as stopped, not as failed: KubeRay makes a new cluster for a
+failed one.
 """
 
 import json

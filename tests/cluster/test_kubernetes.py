@@ -4,6 +4,7 @@ The overlays are rendered here by a few lines; a slow test compares that with th
 """
 
 import copy
+import functools
 import os
 import re
 import shlex
@@ -119,15 +120,22 @@ def closed(schema: Any) -> Any:
     return inner
 
 
-def errors_in(manifest: dict[str, Any]) -> list[str]:
+@functools.cache
+def definition_of(kind: str) -> Draft202012Validator:
+    """Return the definition of a kind; reading one takes most of the time of these tests."""
     if SCHEMAS is None:
         pytest.skip("MNIST_RAY_TEST_SCHEMAS names no folder with KubeRay's definitions")
-    kind = manifest["kind"].lower()
-    definition = read(Path(SCHEMAS) / f"ray.io_{kind}s.yaml")
+    text = (Path(SCHEMAS) / f"ray.io_{kind.lower()}s.yaml").read_text()
+    definition = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     (version,) = [each for each in definition["spec"]["versions"] if each["name"] == "v1"]
     schema = closed(version["schema"]["openAPIV3Schema"])
     schema["properties"]["metadata"] = {"type": "object"}
-    return [f"{error.json_path}: {error.message[:200]}" for error in Draft202012Validator(schema).iter_errors(manifest)]
+    return Draft202012Validator(schema)
+
+
+def errors_in(manifest: dict[str, Any]) -> list[str]:
+    errors = definition_of(manifest["kind"]).iter_errors(manifest)
+    return [f"{error.json_path}: {error.message[:200]}" for error in errors]
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -328,7 +336,7 @@ def test_gpu_overlay_has_gpu_workers_only() -> None:
 
 
 def test_kueue_overlay_is_what_kueue_takes() -> None:
-    """Kueue refuses a RayJob that scales, and one whose cluster stays; it starts suspended ones with a queue's label."""
+    """Kueue refuses a RayJob that scales or whose cluster stays; it starts suspended ones with a queue's label."""
     job = job_of("kueue")
     assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"]
     assert job["spec"]["suspend"] and job["spec"]["shutdownAfterJobFinishes"]
@@ -363,7 +371,7 @@ def test_kustomize_renders_the_same(overlay: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("overlay", ALL_OVERLAYS)
 def test_prefix_and_image_reach_everything(overlay: str, tmp_path: Path) -> None:
-    """With a name prefix and another registry no pod keeps the old image, names a volume that is not there, or is shut out."""
+    """A prefix and another registry leave no pod with the old image, without its volume, or shut out."""
     tree = shutil.copytree(KUBERNETES, tmp_path / "kubernetes")
     file = tree / "overlays" / overlay / "kustomization.yaml"
     text = file.read_text().replace("newName: mnist-ray", "newName: registry.test/mnist-ray")
