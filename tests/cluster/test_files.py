@@ -61,7 +61,11 @@ def test_slurm_options_exist() -> None:
     assert _parser().parse_args(arguments).storage == "x"
     (line,) = [line for line in SBATCH.splitlines() if line.startswith("options=(")]
     known = subprocess.run([BIN / "ray", "start", "--help"], capture_output=True, text=True, check=True).stdout
-    used = [word.partition("=")[0] for word in shlex.split(line.strip("options=()")) if word.startswith("--")]
+    used = [
+        word.partition("=")[0]
+        for word in shlex.split(line.removeprefix("options=(").removesuffix(")"))
+        if word.startswith("--")
+    ]
     assert used and all(f"{option} " in known for option in used)
 
 
