@@ -11,11 +11,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mnist_ray.errors import SpecError
+from mnist_ray.errors import InterruptedRunError, SpecError
 from mnist_ray.pipeline.capacity import Capacity, local_capacity
 from mnist_ray.pipeline.provenance import installed_versions, processor
 from mnist_ray.ray_backend.address import Target, checked_head, target_of
-from mnist_ray.ray_backend.compat import ENVIRONMENT, LOCAL_ENVIRONMENT, failed_node_ended, folder_options
+from mnist_ray.ray_backend.compat import (
+    ENVIRONMENT,
+    LOCAL_ENVIRONMENT,
+    failed_node_ended,
+    folder_options,
+    service_addresses,
+)
+from mnist_ray.ray_backend.services import LEAVE_S, leave_within, watched
 from mnist_ray.record.events import ProcessIdentity
 from mnist_ray.record.process import is_gone, this_process
 from mnist_ray.storage.files import write_json
@@ -48,7 +55,12 @@ def connected(address: str | None, temporary_folder: Path | None, verbose: bool)
             _mark_session(session)
         processors = [processor()] if target.is_local else _check_nodes(target)
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        yield Capacity(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)), tuple(sorted(set(processors))))
+        capacity = Capacity(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)), tuple(sorted(set(processors))))
+        with watched(service_addresses()):
+            yield capacity
+    except InterruptedRunError as error:  # Ray's library may never come back from the services that it looks for
+        leave_within(LEAVE_S, str(error))
+        raise
     finally:
         ray.shutdown()
         if target.is_local:

@@ -97,6 +97,18 @@ def running_heads() -> list[str]:
     return sorted(find_gcs_addresses())  # type: ignore[no-untyped-call]
 
 
+def service_addresses() -> dict[str, str]:
+    """Return HOST:PORT of the two processes without which this driver can do nothing, by name."""
+    import ray
+
+    node_id = ray.get_runtime_context().get_node_id()
+    (own,) = [node for node in ray.nodes() if node["NodeID"] == node_id]  # type: ignore[no-untyped-call]
+    return {
+        "Ray's head process (GCS)": ray.get_runtime_context().gcs_address,
+        "Ray's process of this machine (raylet)": f"{own['NodeManagerAddress']}:{own['NodeManagerPort']}",
+    }
+
+
 @contextlib.contextmanager
 def failed_node_ended() -> Iterator[None]:
     """End the processes of a node that `ray.init` starts in this block and gives up: Ray itself leaves them running."""

@@ -111,7 +111,7 @@ class Slurm:
             assert self.fact(job, "JobState") in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING"), self.log(job)
             return sum(training.epochs_done for training in self.run.state.trainings(stage)) >= count
 
-        wait_for(f"{count} epochs ({stage})", are_there, 240)
+        wait_for(f"{count} epochs ({stage})", are_there, 600)
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +165,7 @@ def left_behind(slurm: Slurm) -> list[str]:
     return found
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2400)
 def test_stopped_job_goes_on(slurm: Slurm) -> None:
     """The signal of the time limit requeues the job, so does Slurm by itself; scancel ends it, and sbatch goes on."""
     job = slurm.submit(*settings())
@@ -189,7 +189,7 @@ def test_stopped_job_goes_on(slurm: Slurm) -> None:
     assert slurm.fact(job, "Restarts") == "2"
 
     again = slurm.submit(*settings())
-    slurm.wait_until(again, "the end", "JobState", "COMPLETED", 240)
+    slurm.wait_until(again, "the end", "JobState", "COMPLETED", 900)
     assert slurm.fact(again, "ExitCode") == "0:0"
     assert [training.epochs_done for training in slurm.run.state.trainings("search")] == [6, 6, 6]
     assert slurm.run.state.trainings("search")[0] == first
@@ -204,7 +204,7 @@ def test_head_that_cannot_start_fails_the_job(slurm: Slurm) -> None:
     process = slurm.nodes["node1"].open(BIN / "python", "-c", listener, output=slurm.folder / "listener.log")
     try:
         job = slurm.submit(*settings(), MNIST_RAY_PORT="7000")
-        slurm.wait_until(job, "the end", "JobState", "FAILED", 120)
+        slurm.wait_until(job, "the end", "JobState", "FAILED", 240)
     finally:
         process.kill()
         process.wait()
