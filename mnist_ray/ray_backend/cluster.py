@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import secrets
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -20,7 +21,10 @@ from mnist_ray.ray_backend.compat import (
     LOCAL_ENVIRONMENT,
     failed_node_ended,
     folder_options,
+    loopback_only,
     service_addresses,
+    session_folders,
+    temporary_folder_of,
 )
 from mnist_ray.ray_backend.services import LEAVE_S, leave_within, watched
 from mnist_ray.record.events import ProcessIdentity
@@ -28,6 +32,7 @@ from mnist_ray.record.process import is_gone, this_process
 from mnist_ray.storage.files import write_json
 
 SESSION_MARK = "mnist_ray.json"
+STARTING = "mnist_ray-starting-"
 # Ray's node ends itself when a service of the node takes 15 s to start, which has no setting and was seen on two cores
 # with ten processes waiting for each.
 NUM_LOCAL_STARTS = 3
@@ -51,8 +56,6 @@ def connected(address: str | None, temporary_folder: Path | None, verbose: bool)
     with contextlib.suppress(OSError):  # a new local cluster writes it readable by everyone, who could then run code
         (Path.home() / ".ray" / "auth_token").chmod(0o600)
     try:
-        if target.is_local:
-            _mark_session(session)
         processors = [processor()] if target.is_local else _check_nodes(target)
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         capacity = Capacity(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)), tuple(sorted(set(processors))))
@@ -90,25 +93,48 @@ def _joined(target: Target, options: dict[str, Any]) -> Path:
 def _started(temporary_folder: Path | None, options: dict[str, Any]) -> Path:
     """Start a cluster of this machine and return the folder of its session. Raises SpecError."""
     own = {"num_cpus": local_capacity().cpus, "include_dashboard": False, **folder_options(temporary_folder)}
+    parent = temporary_folder_of(temporary_folder)
     try:
-        with warnings.catch_warnings():
+        make_token()
+        with _noted_start(parent), warnings.catch_warnings(), loopback_only():
             warnings.simplefilter("ignore", FutureWarning)
             context = _start_local({**options, **own})
-        return Path(context.address_info["session_dir"])
+            session = Path(context.address_info["session_dir"])
+            _mark_session(session)
+        return session
     except Exception as error:
         reason = _first_line(error)
-        raise SpecError(f"Ray did not start on this machine ({reason}): {start_remedy(error, reason)}") from None
+        raise SpecError(
+            f"Ray did not start on this machine ({reason}): {start_remedy(error, reason, parent)}"
+        ) from None
 
 
-def start_remedy(error: Exception, reason: str) -> str:
-    """Return what to do about a local cluster that did not start."""
+def make_token() -> None:
+    """Make the token that Ray asks of everybody who wants to join, if there is none, readable by this user alone.
+
+    Where the home folder cannot be written the token is this process's own.
+    """
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return
+    file = Path("~/.ray/auth_token").expanduser()
+    if file.is_file() and os.access(file, os.R_OK) and file.stat().st_size:
+        return
+    token = secrets.token_hex(32)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with open(file, "w", opener=lambda path, flags: os.open(path, flags, 0o600)) as opened:
+            opened.write(token)
+    except OSError:
+        os.environ["RAY_AUTH_TOKEN"] = token
+
+
+def start_remedy(error: Exception, reason: str, parent: Path) -> str:
+    """Return what to do about a local cluster that did not start. parent: the folder of Ray's temporary files."""
     if "AF_UNIX path length" in reason:
-        return "its temporary folder has too long a name for sockets: name a short one with --ray-dir /tmp/NAME"
-    if isinstance(error, OSError) and error.filename is not None:
-        return (
-            f"{error.filename} must be a place that this user can write: --ray-dir names another folder for Ray's "
-            "temporary files, HOME one for its token"
-        )
+        return f"{parent} is too long a name for sockets: name a short folder with --ray-dir /tmp/NAME"
+    if isinstance(error, OSError):
+        place = error.filename or parent
+        return f"{place} must be a place that this user can write: name another folder with --ray-dir /tmp/NAME"
     return "run the same command again when the machine is less busy"
 
 
@@ -131,16 +157,54 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
+@contextlib.contextmanager
+def _noted_start(parent: Path) -> Iterator[None]:
+    """Note that this process starts a cluster, for a block; remove the folders of processes that were killed meanwhile.
+
+    A session's folder is marked only when it is there. Without the note nobody would know whose an unmarked one is.
+    """
+    for note in parent.glob(f"{STARTING}*.json"):
+        if identity := _owner_if_gone(note):
+            for session in session_folders(parent, identity.pid):
+                if session.stat().st_uid == os.getuid() and session.stat().st_mtime >= note.stat().st_mtime:
+                    shutil.rmtree(session, ignore_errors=True)
+            note.unlink(missing_ok=True)
+    note = parent / f"{STARTING}{os.getpid()}.json"
+    with contextlib.suppress(OSError):
+        if not parent.exists():
+            parent.mkdir(parents=True)
+            parent.chmod(0o1777)  # as Ray, but for other users' right to remove what is not theirs
+        write_json(note, asdict(this_process()))
+    try:
+        yield
+    except BaseException:
+        for session in session_folders(parent, os.getpid()):
+            shutil.rmtree(session, ignore_errors=True)
+        raise
+    finally:
+        with contextlib.suppress(OSError):
+            note.unlink(missing_ok=True)
+
+
 def _mark_session(session: Path) -> None:
     """Note this process as the owner of a session's temporary files, and remove those of processes that were killed.
 
-    Ray removes neither.
+    Ray removes neither, and lets everybody read and write there.
     """
+    session.chmod(0o700)
     write_json(session / SESSION_MARK, asdict(this_process()))
     for mark in session.parent.glob(f"session_*/{SESSION_MARK}"):
-        with contextlib.suppress(OSError, ValueError, TypeError):  # TypeError: a mark of another release
-            if is_gone(ProcessIdentity(**json.loads(mark.read_text(encoding="utf-8")))):
-                shutil.rmtree(mark.parent, ignore_errors=True)
+        if _owner_if_gone(mark):
+            shutil.rmtree(mark.parent, ignore_errors=True)
+
+
+def _owner_if_gone(mark: Path) -> ProcessIdentity | None:
+    """Return the process that a file of this user names, if it is gone."""
+    with contextlib.suppress(OSError, ValueError, TypeError):  # TypeError: a mark of another release
+        identity = ProcessIdentity(**json.loads(mark.read_text(encoding="utf-8")))
+        if mark.stat().st_uid == os.getuid() and is_gone(identity):
+            return identity
+    return None
 
 
 def _check_nodes(target: Target) -> list[str]:

@@ -41,6 +41,35 @@ def folder_options(folder: Path | None) -> dict[str, str]:
     return {} if folder is None else {"_temp_dir": str(folder)}
 
 
+def temporary_folder_of(folder: Path | None) -> Path:
+    """Return the folder below which `ray.init` makes the folder of a session."""
+    from ray._common.utils import get_default_ray_temp_dir
+
+    return folder or Path(get_default_ray_temp_dir())
+
+
+def session_folders(parent: Path, pid: int) -> list[Path]:
+    """Return the folders of the sessions that a process began; Ray puts the process's id at the end of their names."""
+    return sorted(parent.glob(f"session_*_{pid}"))
+
+
+@contextlib.contextmanager
+def loopback_only() -> Iterator[None]:
+    """Make a cluster that starts in this block listen on the loopback alone.
+
+    Ray does that by itself on macOS and Windows. On Linux its servers listen on all interfaces, and the private option
+    for a node's address turns 127.0.0.1 into the machine's own address.
+    """
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
 class HeadAnswer(enum.Enum):
     """What a server answers to a call that every Ray head has."""
 
@@ -124,7 +153,7 @@ def failed_node_ended() -> Iterator[None]:
     Node.start_head_processes = note_and_start  # type: ignore[method-assign]
     try:
         yield
-    except Exception:
+    except BaseException:
         for node in nodes:
             node.kill_all_processes(check_alive=False, allow_graceful=False)
         raise
