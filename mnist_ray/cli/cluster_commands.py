@@ -185,9 +185,9 @@ def exit_code_of(job: "Job") -> int:
     if job.state == "stopped":
         raise InterruptedRunError(f"{job.id} was stopped: the same 'mnist-ray submit' goes on with the run")
     if job.exit_code in (126, 127):  # the shell's, for a command that is not there or cannot run
-        raise SpecError(
-            f"{job.id} failed: the head has no 'python' on its path: start Ray there from an environment with this "
-            "project's requirements.txt (source .venv/bin/activate), then submit again"
+        raise TrainingFailedError(
+            f"{job.id} failed: {job.message}: if the head has no 'python' on its path, start Ray there from an "
+            "environment with this project's requirements.txt (source .venv/bin/activate), then submit again"
         )
     if job.exit_code is None or job.exit_code not in _reported_exit_codes():
         raise TrainingFailedError(f"{job.id} failed: {job.message}: the same 'mnist-ray submit' goes on with the run")

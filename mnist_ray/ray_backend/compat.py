@@ -45,7 +45,7 @@ def temporary_folder_of(folder: Path | None) -> Path:
     """Return the folder below which `ray.init` makes the folder of a session."""
     from ray._common.utils import get_default_ray_temp_dir
 
-    return folder or Path(get_default_ray_temp_dir())
+    return folder or Path(get_default_ray_temp_dir())  # type: ignore[no-untyped-call]
 
 
 def session_folders(parent: Path, pid: int) -> list[Path]:

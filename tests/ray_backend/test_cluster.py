@@ -123,10 +123,14 @@ def test_folders_of_killed_starts_are_removed(tmp_path: Path) -> None:
 
 
 def test_start_that_fails_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), _noted_start(tmp_path):
-        session = session_of(tmp_path, os.getpid())
-        raise KeyboardInterrupt
-    assert list(tmp_path.iterdir()) == [], session
+    def start() -> None:
+        with _noted_start(tmp_path):
+            session_of(tmp_path, os.getpid())
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        start()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_token_is_made_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

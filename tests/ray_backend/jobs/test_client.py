@@ -351,7 +351,7 @@ def test_variable_is_named_as_the_origin(monkeypatch: pytest.MonkeyPatch, capsys
 
 def test_missing_python_is_named() -> None:
     job = Job(id="mnist-ray-x", run="x", number=1, state="failed", since_s=0, exit_code=127, message="exit code 127")
-    with pytest.raises(SpecError, match="the head has no 'python' on its path"):
+    with pytest.raises(TrainingFailedError, match="the head has no 'python' on its path"):
         exit_code_of(job)
 
 
