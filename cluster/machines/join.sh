@@ -12,4 +12,10 @@ shift
 chmod 600 "$TOKEN_FILE"
 [[ $head == *:* ]] || head=$head:6379
 
-exec ray start --address="$head" "${PORTS[@]}" "$@"
+# This machine's address on the way to the head. Ray takes the one on the way to 8.8.8.8, which many clusters lack.
+own=$(python -c 'import socket, sys
+probe = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+probe.connect((sys.argv[1], 9))
+print(probe.getsockname()[0])' "${head%:*}" 2>/dev/null) || fail "$head: there is no way to this machine: name its address"
+
+exec ray start --address="$head" --node-ip-address="$own" "${PORTS[@]}" "$@"

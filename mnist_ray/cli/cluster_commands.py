@@ -91,6 +91,7 @@ def _status(arguments: argparse.Namespace) -> int:
     from tabulate import tabulate
 
     from mnist_ray.ray_backend.jobs.client import connect
+    from mnist_ray.ray_backend.jobs.follow import log_of, progress_of
     from mnist_ray.ray_backend.jobs.job import find_job, jobs
 
     server = connect(arguments.address)
@@ -100,6 +101,7 @@ def _status(arguments: argparse.Namespace) -> int:
             ("job", job.id),
             ("state", f"{job.state} since {_time(job)}"),
             ("how it ended", _failure(job)),
+            ("progress", progress_of(log_of(server, job) or "")),
             ("storage", job.storage),
             ("mnist_ray", job.version),
         ]
@@ -182,6 +184,11 @@ def exit_code_of(job: "Job") -> int:
         return 0
     if job.state == "stopped":
         raise InterruptedRunError(f"{job.id} was stopped: the same 'mnist-ray submit' goes on with the run")
+    if job.exit_code in (126, 127):  # the shell's, for a command that is not there or cannot run
+        raise TrainingFailedError(
+            f"{job.id} failed: {job.message}: if the head has no 'python' on its path, start Ray there from an "
+            "environment with this project's requirements.txt (source .venv/bin/activate), then submit again"
+        )
     if job.exit_code is None or job.exit_code not in _reported_exit_codes():
         raise TrainingFailedError(f"{job.id} failed: {job.message}: the same 'mnist-ray submit' goes on with the run")
     print(f"mnist-ray: {job.id} failed ({_failure(job)})", file=sys.stderr)

@@ -70,12 +70,13 @@ def _backend_of(arguments: argparse.Namespace) -> "Backend":
 def _plan(arguments: argparse.Namespace) -> int:
     from mnist_ray.pipeline.capacity import local_capacity
     from mnist_ray.pipeline.plan import plan
-    from mnist_ray.ray_backend.cluster import address_in_use, connected
+    from mnist_ray.ray_backend.address import target_of
+    from mnist_ray.ray_backend.cluster import connected
 
     if arguments.price_per_hour is not None and arguments.price_per_hour < 0:
         raise SpecError(f"--price-per-hour {arguments.price_per_hour:g}: must be 0 or more")
     spec = _spec_of(arguments)
-    if address_in_use(arguments.address) == "local":
+    if target_of(arguments.address).is_local:
         planned = plan(spec, local_capacity())
     else:
         from mnist_ray.ray_backend.jobs.submit import upload_bytes

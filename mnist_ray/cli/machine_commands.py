@@ -33,10 +33,11 @@ def _add_benchmark(commands: Any) -> None:
 def _doctor(arguments: argparse.Namespace) -> int:
     from mnist_ray import data
     from mnist_ray.pipeline.doctor import Finding, examine
-    from mnist_ray.ray_backend.cluster import address_in_use, connected
+    from mnist_ray.ray_backend.address import target_of
+    from mnist_ray.ray_backend.cluster import connected
 
     findings = examine(data.data_dir_of(arguments.data_dir), storage_of(arguments))
-    if address_in_use(arguments.address) != "local":
+    if not target_of(arguments.address).is_local:
         try:
             with connected(arguments.address, None, verbose=False) as capacity:
                 text = f"{capacity.cpus} CPUs, {capacity.gpus} GPUs, same versions on every node"

@@ -11,6 +11,7 @@ from mnist_ray.cli.job_commands import add_job_commands
 from mnist_ray.cli.machine_commands import add_machine_commands
 from mnist_ray.cli.run_commands import add_run_commands
 from mnist_ray.errors import OSERROR_EXIT_CODE, InterruptedRunError, MnistRayError, SpecError
+from mnist_ray.pipeline.signals import stoppable
 
 DESCRIPTION = """\
 Search hyperparameters, retrain the best, test it once: one command, on one machine or on a Ray cluster.
@@ -32,7 +33,8 @@ def main(arguments: Sequence[str] | None = None, storage_root: Path | None = Non
     parsed.storage_root = storage_root
     try:
         command: Callable[[argparse.Namespace], int] = parsed.command
-        return command(parsed)
+        with stoppable():  # from the first moment on, before the imports of a command
+            return command(parsed)
     except KeyboardInterrupt:
         return _fail("interrupted: run the same command again to go on", InterruptedRunError.exit_code)
     except ModuleNotFoundError as error:

@@ -12,7 +12,8 @@ from mnist_ray.pipeline.capacity import Capacity, local_capacity
 from mnist_ray.pipeline.search import TrialController
 from mnist_ray.pipeline.signals import heed_sigterm
 from mnist_ray.pipeline.tasks import TrainingImages, TrainingTask
-from mnist_ray.ray_backend.cluster import address_in_use, connected
+from mnist_ray.ray_backend.address import target_of
+from mnist_ray.ray_backend.cluster import connected
 from mnist_ray.record.rundir import RunDir
 
 HANG_LIMIT_S = 120.0
@@ -43,7 +44,7 @@ class RayBackend:
         Nothing is known yet of a cluster that is joined, nor of this machine's GPUs.
         """
         asks_for_gpus = spec.search.gpus_per_trial or spec.retrain.gpus_per_worker
-        if address_in_use(self.address) != "local" or asks_for_gpus:
+        if not target_of(self.address).is_local or asks_for_gpus:
             return
         capacity = local_capacity()
         if with_search:
@@ -58,7 +59,7 @@ class RayBackend:
         """
         with connected(self.address, self.temporary_folder, self.verbose) as capacity:
             heed_sigterm()  # Ray has just taken the signal for itself
-            if address_in_use(self.address) != "local":
+            if not target_of(self.address).is_local:
                 from mnist_ray.ray_backend.shared_storage import check_shared
 
                 check_shared(run.path)

@@ -4,6 +4,7 @@ tests/ray_backend/test_compat.py fails when one of these parts moves. Importing 
 """
 
 import contextlib
+import enum
 import logging
 import os
 import tempfile
@@ -40,6 +41,103 @@ def folder_options(folder: Path | None) -> dict[str, str]:
     return {} if folder is None else {"_temp_dir": str(folder)}
 
 
+def temporary_folder_of(folder: Path | None) -> Path:
+    """Return the folder below which `ray.init` makes the folder of a session."""
+    from ray._common.utils import get_default_ray_temp_dir
+
+    return folder or Path(get_default_ray_temp_dir())  # type: ignore[no-untyped-call]
+
+
+def session_folders(parent: Path, pid: int) -> list[Path]:
+    """Return the folders of the sessions that a process began; Ray puts the process's id at the end of their names."""
+    return sorted(parent.glob(f"session_*_{pid}"))
+
+
+@contextlib.contextmanager
+def loopback_only() -> Iterator[None]:
+    """Make a cluster that starts in this block listen on the loopback alone.
+
+    Ray does that by itself on macOS and Windows. On Linux its servers listen on all interfaces, and the private option
+    for a node's address turns 127.0.0.1 into the machine's own address.
+    """
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+class HeadAnswer(enum.Enum):
+    """What a server answers to a call that every Ray head has."""
+
+    HEAD = "a head"
+    REFUSED = "a head that wants another token, or another part of Ray"
+    OTHER = "no head"
+
+
+_CALL_OF_HEADS = "/ray.rpc.NodeInfoGcsService/CheckAlive"
+
+
+def ask_head(address: str, seconds: float) -> HeadAnswer:
+    """Ask the server at HOST:PORT whether it is a Ray head. The token goes only to a server that asks for one.
+
+    `ray.init` tries any port that accepts connections for more than eight minutes, without heeding Ctrl-C.
+    """
+    if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+        return HeadAnswer.REFUSED  # Ray's certificates would be needed
+    import grpc
+    from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
+
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        call = channel.unary_unary(_CALL_OF_HEADS)
+
+        def status(metadata: Any = None) -> Any:
+            try:
+                call(b"", timeout=seconds, metadata=metadata)
+            except grpc.RpcError as error:
+                return error.code()
+            return grpc.StatusCode.OK
+
+        answer = status()
+        if answer is grpc.StatusCode.UNAUTHENTICATED:
+            token = get_auth_headers_if_auth_enabled({})
+            answer = status([(name.lower(), value) for name, value in token.items()]) if token else answer
+    if answer is grpc.StatusCode.OK:
+        return HeadAnswer.HEAD
+    return HeadAnswer.REFUSED if answer is grpc.StatusCode.UNAUTHENTICATED else HeadAnswer.OTHER
+
+
+def address_of_started_cluster() -> str | None:
+    """Return the address of the latest cluster that `ray start` has made or joined on this machine, if it listens."""
+    from ray._private.utils import read_ray_address
+
+    with contextlib.suppress(OSError):
+        return read_ray_address() or None
+    return None
+
+
+def running_heads() -> list[str]:
+    """Return the addresses of all Ray heads whose processes run on this machine."""
+    from ray._private.services import find_gcs_addresses
+
+    return sorted(find_gcs_addresses())  # type: ignore[no-untyped-call]
+
+
+def service_addresses() -> dict[str, str]:
+    """Return HOST:PORT of the two processes without which this driver can do nothing, by name."""
+    import ray
+
+    node_id = ray.get_runtime_context().get_node_id()
+    (own,) = [node for node in ray.nodes() if node["NodeID"] == node_id]  # type: ignore[no-untyped-call]
+    return {
+        "Ray's head process (GCS)": ray.get_runtime_context().gcs_address,
+        "Ray's process of this machine (raylet)": f"{own['NodeManagerAddress']}:{own['NodeManagerPort']}",
+    }
+
+
 @contextlib.contextmanager
 def failed_node_ended() -> Iterator[None]:
     """End the processes of a node that `ray.init` starts in this block and gives up: Ray itself leaves them running."""
@@ -55,7 +153,7 @@ def failed_node_ended() -> Iterator[None]:
     Node.start_head_processes = note_and_start  # type: ignore[method-assign]
     try:
         yield
-    except Exception:
+    except BaseException:
         for node in nodes:
             node.kill_all_processes(check_alive=False, allow_graceful=False)
         raise

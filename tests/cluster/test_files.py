@@ -51,22 +51,33 @@ def test_image_has_the_project_versions() -> None:
 
 
 def test_slurm_options_exist() -> None:
+    """The options of the driver and of Ray; tests/cluster/test_slurm.py runs the file on a real Slurm."""
     joined = SBATCH.replace("\\\n", " ")
-    (line,) = [line for line in joined.splitlines() if line.startswith("srun ")]
-    ray, _, command = line.removesuffix("&").partition(" -- ")
-    words = shlex.split(command)
-    assert words[0] == "python" and (REPOSITORY / words[1]).is_file()
+    (line,) = [line.strip() for line in joined.splitlines() if "jobs/run.py" in line]
+    words = shlex.split(line.partition("run python ")[2].partition(" ||")[0])
+    assert (REPOSITORY / words[0]).is_file()
     options = [word for word in words if word.startswith("--")]
     arguments = ["run", "jobs/mnist.yaml", *(part for option in options for part in (option, "x"))]
     assert _parser().parse_args(arguments).storage == "x"
-    known = subprocess.run([BIN / "ray", "symmetric-run", "--help"], capture_output=True, text=True, check=True).stdout
-    known += subprocess.run([BIN / "ray", "start", "--help"], capture_output=True, text=True, check=True).stdout
-    used = [word for word in shlex.split(ray.partition("symmetric-run")[2]) if word.startswith("--")]
+    (line,) = [line for line in SBATCH.splitlines() if line.startswith("options=(")]
+    known = subprocess.run([BIN / "ray", "start", "--help"], capture_output=True, text=True, check=True).stdout
+    used = [
+        word.partition("=")[0]
+        for word in shlex.split(line.removeprefix("options=(").removesuffix(")"))
+        if word.startswith("--")
+    ]
     assert used and all(f"{option} " in known for option in used)
 
 
 def test_slurm_requeues_and_signals_the_end() -> None:
     directives = dict(re.findall(r"^#SBATCH --([a-z-]+)(?:=(\S+))?$", SBATCH, re.MULTILINE))
     assert "requeue" in directives and directives["open-mode"] == "append"
-    assert re.fullmatch(r"B:TERM@\d+", directives["signal"])
+    assert "exclusive" in directives, "the ports are fixed"
+    assert re.fullmatch(r"B:USR1@\d+", directives["signal"])
     assert "scontrol requeue" in SBATCH
+
+
+def test_slurm_sets_no_variable_of_slurm() -> None:
+    """ENVIRONMENT is Slurm's own, so the user's value never came through."""
+    taken = set(re.findall(r"\$\{(\w+):-", SBATCH))
+    assert {name for name in taken if not name.startswith(("MNIST_RAY_", "SLURM_"))} == set()

@@ -3,6 +3,7 @@
 python -m tools.cluster_network.autoscaling        as root
 """
 
+import argparse
 import json
 import sys
 import tempfile
@@ -59,6 +60,7 @@ SHORT = (
 
 def main() -> int:
     """Plan and run the job; return the larger exit code."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     with (
         tempfile.TemporaryDirectory(prefix="mnist-ray-scaled-", dir="/var/tmp") as folder,
         network(Path(folder), ["head"]) as machines,

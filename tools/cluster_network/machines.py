@@ -8,6 +8,7 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -116,9 +117,13 @@ def _children(pid: int) -> list[int]:
 
 @contextlib.contextmanager
 def network(folder: Path, names: Sequence[str]) -> Iterator[dict[str, Machine]]:
-    """Make machines on one switch, by name, each with a home below `folder`; end them after the block."""
+    """Make machines on one switch, by name, each with a home below `folder`; end them after the block.
+
+    SIGTERM ends the block too; by default it would leave the namespaces and their processes.
+    """
     switch = f"{PREFIX}-switch"
     machines = {}
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         _ip("netns", "add", switch)
         _ip("-n", switch, "link", "add", "sw", "type", "bridge")
@@ -133,6 +138,7 @@ def network(folder: Path, names: Sequence[str]) -> Iterator[dict[str, Machine]]:
             machine.end()
         for namespace in [*(machine.namespace for machine in machines.values()), switch]:
             subprocess.run(["ip", "netns", "delete", namespace], capture_output=True, check=False)
+        signal.signal(signal.SIGTERM, before)
 
 
 def _plug_in(machine: Machine, switch: str) -> None:

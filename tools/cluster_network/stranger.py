@@ -75,7 +75,7 @@ def grpc_answer(
     address: str, service: str, method: str, request: bytes = b"", sender: tuple[str, str] | None = SOME_NODE
 ) -> str:
     """Make a gRPC call; return the answer in a line."""
-    import grpc  # type: ignore[import-untyped]
+    import grpc
 
     metadata = [sender] if sender else []
     if token := os.environ.get("STRANGER_TOKEN"):

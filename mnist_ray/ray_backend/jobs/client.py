@@ -17,7 +17,7 @@ from ray.job_submission import JobDetails, JobSubmissionClient
 from mnist_ray.config import JobSpec
 from mnist_ray.errors import SpecError
 from mnist_ray.pipeline.capacity import Capacity
-from mnist_ray.ray_backend.cluster import shown
+from mnist_ray.ray_backend.address import Target, shown, target_of
 from mnist_ray.ray_backend.compat import AnswerError, TimedRequests
 
 ANSWER_S = 60.0  # a busy head takes long to start a job
@@ -33,8 +33,8 @@ class LostConnectionError(SpecError):
 class RefusedError(SpecError):
     """An answer of the job server that is an error."""
 
-    def __init__(self, address: str, status: int, reason: str) -> None:
-        super().__init__(f"--address {address}: the job server answers with an error ({status}: {reason})")
+    def __init__(self, named: str, status: int, reason: str) -> None:
+        super().__init__(f"{named}: the job server answers with an error ({status}: {reason})")
         self.status = status
         self.reason = reason
 
@@ -49,8 +49,9 @@ class JobServer:
     All methods raise LostConnectionError, RefusedError, and SpecError for a token that is missing or wrong.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, origin: str = "--address") -> None:
         self.address = shown(address)
+        self.named = Target(address, origin).named
         for verbose in ("ray", "ray.dashboard.modules.dashboard_sdk"):
             logging.getLogger(verbose).setLevel(logging.WARNING)
         with self._translated_errors():
@@ -108,22 +109,35 @@ class JobServer:
         try:
             yield
         except AuthenticationError as error:
-            fault = "is not this cluster's" if "Authentication failed" in str(error) else "is missing"
-            raise SpecError(
-                f"--address {self.address}: the cluster requires a token, and the one here {fault}: copy "
-                "~/.ray/auth_token of its head to the same path here ($RAY_AUTH_TOKEN_PATH names another) and set "
-                "RAY_AUTH_MODE=token"
-            ) from None
+            raise SpecError(f"{self.named}: {token_fault('Authentication failed' in str(error))}") from None
         except AnswerError as error:
             lines = [line for line in error.text.splitlines() if line.strip(" .")]  # a traceback ends with a full stop
-            raise RefusedError(self.address, error.status, lines[-1] if lines else "no reason given") from None
+            raise RefusedError(self.named, error.status, lines[-1] if lines else "no reason given") from None
         except OSError as error:
-            raise LostConnectionError(f"--address {self.address}: {_connection_fault(error)}") from None
+            raise LostConnectionError(f"{self.named}: {_connection_fault(error)}") from None
+
+
+def token_fault(was_sent: bool) -> str:
+    """Describe what is wrong with the token here, and what to type."""
+    if was_sent:
+        return (
+            "the cluster requires a token, and the one here is not this cluster's: copy ~/.ray/auth_token of its head "
+            "to the same path here ($RAY_AUTH_TOKEN_PATH names another)"
+        )
+    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    if (file.is_file() or os.environ.get("RAY_AUTH_TOKEN")) and os.environ.get("RAY_AUTH_MODE") != "token":
+        return "the cluster requires a token, and the one here is not sent: export RAY_AUTH_MODE=token"
+    return (
+        f"the cluster requires a token, and {file} is missing: copy ~/.ray/auth_token of its head there and set "
+        "RAY_AUTH_MODE=token"
+    )
 
 
 def _connection_fault(error: OSError) -> str:
     """Describe a failed connection in one line; requests packs the system's message into several errors."""
     text = str(error)
+    if "ProxyError" in type(error).__name__:
+        return "the proxy of $http_proxy does not let the request through: add the head's name to $no_proxy"
     system_message = re.search(r"\[Errno -?\d+\] ([^'\")]+)", text)
     if system_message or "ConnectTimeout" in type(error).__name__:
         reason = system_message.group(1) if system_message else f"no answer within {CONNECT_S:g} s"
@@ -144,26 +158,27 @@ def connect(address: str | None) -> JobServer:
 
     Raises SpecError for an address that is none, and where no Ray dashboard answers.
     """
-    server = JobServer(dashboard_address(address))
+    server = JobServer(dashboard_address(address), target_of(address).origin)
     try:
         version = server.get_json("/api/version")
     except RefusedError as error:
         version = error.status
     if not isinstance(version, dict) or "ray_version" not in version:
-        raise SpecError(f"--address {server.address}: the server there is no Ray dashboard: {_REMEDY}")
+        raise SpecError(f"{server.named}: the server there is no Ray dashboard: {_REMEDY}")
     return server
 
 
 def dashboard_address(address: str | None) -> str:
     """Return `address`, or $RAY_ADDRESS without one. Raises SpecError for an address that is not a dashboard's."""
-    address = address or os.environ.get("RAY_ADDRESS") or ""
+    target = target_of(address)
+    address = "" if target.is_local else target.address
     try:
         parts = urlsplit(address)
         is_valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         is_valid = False
     if not is_valid:
-        fault = f"--address {shown(address)}: is not" if address else "--address is missing: give"
+        fault = f"{target.named}: is not" if address else "--address is missing: give"
         raise SpecError(f"{fault} the http address of a head's dashboard, such as http://HEAD:8265 (or $RAY_ADDRESS)")
     return address.rstrip("/")
 
@@ -190,7 +205,7 @@ def _check_versions(server: JobServer) -> None:
     differing = [f"{name} {there[name]} (here {here[name]})" for name in there if there[name] != here[name]]
     if differing:
         raise SpecError(
-            f"--address {server.address}: the cluster has {' and '.join(differing)}: install the same on both, from "
+            f"{server.named}: the cluster has {' and '.join(differing)}: install the same on both, from "
             "this project's requirements.txt"
         )
 

@@ -44,7 +44,7 @@ def fetch_record(address: str | None, name: str, storage: str | None) -> str:
         storage = job.storage if job else None
     if not storage:
         raise SpecError(
-            f"--address {server.address}: no job there names the storage of the run {name!r}: name the folder that "
+            f"{server.named}: no job there names the storage of the run {name!r}: name the folder that "
             "holds the runs with --storage"
         )
     storage = storage_on_cluster(storage)
@@ -83,7 +83,7 @@ def _fetch_through_cluster(server: JobServer, name: str, storage: str) -> str:
     text = "".join(output)
     if job.state != "succeeded":
         reason = (text.strip().splitlines() or [job.message])[-1]
-        raise SpecError(f"--address {server.address}: {name} cannot be fetched: {reason}")
+        raise SpecError(f"{server.named}: {name} cannot be fetched: {reason}")
     return text
 
 

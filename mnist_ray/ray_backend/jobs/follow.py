@@ -79,7 +79,7 @@ def follow(server: JobServer, job_id: str, write: Write) -> Job:
         began = time.monotonic()
         try:
             job = _current_job(server, job_id)  # before the log, so that the log of a job that has ended is whole
-            log = _log(server, job)
+            log = log_of(server, job)
         except LostConnectionError as error:
             reconnection.pause(error)
             continue
@@ -104,7 +104,7 @@ def _current_job(server: JobServer, job_id: str) -> Job:
         ) from None
 
 
-def _log(server: JobServer, job: Job) -> str | None:
+def log_of(server: JobServer, job: Job) -> str | None:
     """Return a job's log; None where the node that held the log is gone after the job's end."""
     try:
         return server.log(job.id)
@@ -116,7 +116,27 @@ def _log(server: JobServer, job: Job) -> str | None:
 
 def print_log(server: JobServer, job: Job, write: Write) -> None:
     """Write a job's output so far."""
-    LogReader(write).update(_log(server, job) or "", is_whole=True)
+    LogReader(write).update(log_of(server, job) or "", is_whole=True)
+
+
+def progress_of(log: str) -> str:
+    """Return how far a job is by its log: the stage, what is done of it, and the best trial; "" before any stage."""
+    stage, done, of, best = "", 0, "", ""
+    for line in log.splitlines():
+        match = re.fullmatch(r"\d\d:\d\d:\d\d ([\w ]+): (.*)", line)
+        if match is None:
+            continue
+        stage, text = match.groups()
+        if counted := re.match(r"(\d+)( of \d+ \w+)", text):
+            done, of = int(counted[1]), counted[2]
+        elif re.match(r"\S+ (complete|pruned|failed|stopped) after ", text):
+            done += 1
+        elif text.startswith("done in "):
+            of = ""
+        if found := re.search(r"best so far \S+ \(\S+\)", text):
+            best = found[0]
+    parts = [stage, f"{done}{of}" if of and stage != "retrain" else "", best]
+    return ", ".join(part for part in parts if part)
 
 
 class StoppedJob(NamedTuple):

@@ -77,5 +77,5 @@ def find_job(server: JobServer, run: str) -> Job:
     job = latest_job(server, run)
     if job is None:
         runs = ", ".join(sorted({each.run for each in jobs(server)})) or "none"
-        raise SpecError(f"--address {server.address}: the cluster has no job of a run {run!r} (there: {runs})")
+        raise SpecError(f"{server.named}: the cluster has no job of a run {run!r} (there: {runs})")
     return job

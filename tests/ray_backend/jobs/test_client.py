@@ -19,10 +19,10 @@ from mnist_ray.cli.cluster_commands import exit_code_of
 from mnist_ray.cli.main import main
 from mnist_ray.errors import InterruptedRunError, SpecError, TrainingFailedError
 from mnist_ray.pipeline.provenance import PACKAGE
-from mnist_ray.ray_backend.cluster import shown
+from mnist_ray.ray_backend.address import shown
 from mnist_ray.ray_backend.jobs import client
-from mnist_ray.ray_backend.jobs.client import connect, fixed_capacity
-from mnist_ray.ray_backend.jobs.follow import LogReader, Reconnection, follow
+from mnist_ray.ray_backend.jobs.client import connect, fixed_capacity, token_fault
+from mnist_ray.ray_backend.jobs.follow import LogReader, Reconnection, follow, progress_of
 from mnist_ray.ray_backend.jobs.job import Job
 from mnist_ray.ray_backend.jobs.submit import check_upload, storage_on_cluster, write_upload
 from tests.ray_head import REPOSITORY, free_ports
@@ -319,3 +319,52 @@ def test_interrupted_follow_leaves_the_job(
     assert main(["logs", "x", "--follow", "--address", dashboard.address]) == 5
     message = capsys.readouterr().err
     assert "mnist-ray-x goes on: 'mnist-ray logs x --follow' follows it again, 'mnist-ray stop x' ends it" in message
+
+
+def test_unset_mode_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token that is there but not sent is no missing one."""
+    token = tmp_path / "token"
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    assert f"{token} is missing" in token_fault(was_sent=False)
+    token.write_text("0" * 64)
+    assert token_fault(was_sent=False).endswith("the one here is not sent: export RAY_AUTH_MODE=token")
+    assert "is not this cluster's" in token_fault(was_sent=True)
+
+
+@pytest.mark.usefixtures("without_token")
+def test_proxy_that_refuses_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    (port,) = free_ports(1)
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{port}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    message = connection_error("http://head.invalid:8265")
+    assert "the proxy of $http_proxy" in message and "tunnel" not in message
+
+
+def test_variable_is_named_as_the_origin(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "HEAD:6379")
+    assert main(["status"]) == 2
+    assert capsys.readouterr().err.startswith("mnist-ray: RAY_ADDRESS=HEAD:6379: is not the http address")
+
+
+def test_missing_python_is_named() -> None:
+    job = Job(id="mnist-ray-x", run="x", number=1, state="failed", since_s=0, exit_code=127, message="exit code 127")
+    with pytest.raises(TrainingFailedError, match="the head has no 'python' on its path"):
+        exit_code_of(job)
+
+
+def test_progress_is_read_from_the_log() -> None:
+    log = """results go to /x
+12:55:18 search: 0 of 3 trials
+12:55:53 search: trial-0000 epoch 1 val_loss 1.6881
+12:55:58 search: trial-0000 complete after 6 epochs val_loss 0.1954, best so far 0.1954 (trial-0000)
+12:56:02 search: trial-0001 pruned after 1 epochs val_loss 1.9, best so far 0.1954 (trial-0000)
+"""
+    assert progress_of("") == ""
+    assert progress_of(log) == "search, 2 of 3 trials, best so far 0.1954 (trial-0000)"
+    again = (
+        log + "12:57:00 search: 2 of 3 trials were done before\n12:57:09 search: trial-0002 complete after 6 epochs\n"
+    )
+    assert progress_of(again).startswith("search, 3 of 3 trials")

@@ -1,0 +1,91 @@
+"""Watching the two processes of Ray without which a driver can do nothing: the head's state (GCS) and its own raylet.
+
+Ray ends the driver when one of them is gone, some at once and some after a minute, with exit codes of its own.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+
+from mnist_ray.errors import InterruptedRunError
+
+LOOK_S = 0.5
+SILENT_S = 60.0  # a port that does not answer, for so long: its host is gone, or more than busy
+LEAVE_S = 20.0  # for the end of Ray's own library in this process
+
+logger = logging.getLogger(__name__)
+
+
+class ServiceWatch(threading.Thread):
+    """A thread that looks at Ray's services, and interrupts the main thread when one is gone.
+
+    services: HOST:PORT by the service's name.
+    """
+
+    def __init__(self, services: Mapping[str, str]) -> None:
+        super().__init__(daemon=True, name="ray-services")
+        self._services = services
+        self._silent_since: dict[str, float] = {}
+        self._closed = threading.Event()
+        self.lost: str | None = None  # what died, as a sentence's beginning
+
+    def run(self) -> None:
+        """Look until a service is gone or the watch is closed."""
+        while not self._closed.wait(LOOK_S):
+            if self.look():
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    def look(self) -> bool:
+        """Report whether a service is gone, and note which."""
+        for name, address in self._services.items():
+            if self.lost is None and self._is_gone(name, address):
+                self.lost = f"{name} ({address}) has died"
+        return self.lost is not None
+
+    def close(self) -> None:
+        self._closed.set()
+
+    def _is_gone(self, name: str, address: str) -> bool:
+        host, _, port = address.rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), timeout=3).close()
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            return time.monotonic() - self._silent_since.setdefault(name, time.monotonic()) > SILENT_S
+        self._silent_since.pop(name, None)
+        return False
+
+
+@contextlib.contextmanager
+def watched(services: Mapping[str, str]) -> Iterator[ServiceWatch]:
+    """Watch Ray's services for a block. Raises InterruptedRunError, whatever else was raised, if one died."""
+    watch = ServiceWatch(services)
+    watch.start()
+    try:
+        yield watch
+    except (Exception, KeyboardInterrupt):
+        if watch.look():
+            raise InterruptedRunError(f"{watch.lost}: run the same command again to go on") from None
+        raise
+    finally:
+        watch.close()
+
+
+def leave_within(seconds: float, message: str) -> None:
+    """End this process with a message and the code of an interruption, unless it has ended by itself before."""
+
+    def leave() -> None:
+        time.sleep(seconds)
+        with contextlib.suppress(OSError, ValueError):
+            print(f"mnist-ray: {message}", file=sys.stderr, flush=True)
+        os._exit(InterruptedRunError.exit_code)
+
+    threading.Thread(target=leave, daemon=True).start()
