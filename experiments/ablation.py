@@ -55,6 +55,12 @@ def variants(tuned: Hyperparameters) -> dict[str, Hyperparameters]:
     return found
 
 
+def is_finished(rows: pd.DataFrame) -> bool:
+    """Report whether every variant is there on every seed."""
+    last = rows[rows["epoch"] == rows["num_epochs"]]
+    return "the recipe" in set(last["part"]) and set(last.groupby("part").size()) == {len(SEEDS)}
+
+
 def ablation_table(rows: pd.DataFrame) -> pd.DataFrame:
     """Return each variant's mean scores after its last epoch, and the loss above that of all parts."""
     last = rows[rows["epoch"] == rows["num_epochs"]]

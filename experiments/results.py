@@ -13,6 +13,7 @@ import pandas as pd
 
 from experiments import ablation, robustness, transfer
 from mnist_ray.benchmarks.findings import put_between
+from mnist_ray.config import TrainingConfig
 
 PAGE = Path("docs/results.md")
 FOLDER = Path("docs/results")
@@ -33,19 +34,24 @@ def test_table() -> str:
     """Return the test results: a row for each tested configuration and each ensemble of its seeds."""
     rows: list[dict[str, Any]] = []
     for job in JOBS:
-        if not (FOLDER / job).exists():
-            rows.append({"model": f"`jobs/{job}.yaml`", "seeds": "not run yet"})
+        if job not in _run_jobs():
+            rows.append({"model": f"`jobs/{job}.yaml`", "seeds": "not finished"})
             continue
         outcome, trainings = _outcome(job), _trainings(job)
         for role in ("baseline", "selected", "selected = baseline"):
             tested = trainings[(trainings["role"] == role) & trainings["test_loss"].notna()]
             if len(tested) and not (role == "baseline" and job != JOBS[0]):
-                name = "the recipe as published" if role == "baseline" else f"`jobs/{job}.yaml`"
+                name = {
+                    "baseline": "the recipe as published",
+                    "selected": f"`jobs/{job}.yaml`",
+                    "selected = baseline": f"the recipe as published, which `jobs/{job}.yaml` selected",
+                }[role]
                 rows.append(_row(name, tested))
         for ensemble in outcome["ensembles"]:
             if ensemble["side"].startswith("selected"):
                 scores = ensemble["scores"]
-                name = f"`jobs/{job}.yaml`, ensemble"
+                of_recipe = ", which is the recipe's" if "baseline" in ensemble["side"] else ""
+                name = f"`jobs/{job}.yaml`, ensemble{of_recipe}"
                 rows.append(
                     {
                         "model": name,
@@ -120,30 +126,49 @@ def final_table() -> str:
     return _markdown(pd.DataFrame(rows))
 
 
-def _of_study(name: str, make: Callable[[pd.DataFrame], str]) -> Callable[[], str]:
+def robustness_table() -> str:
+    """Return the accuracy of the tested models on changed images."""
+    path = FOLDER / "robustness.csv"
+    if not path.exists():
+        return "Not run yet: `python -m experiments.robustness RUN ...`."
+    return robustness.robustness_table(pd.read_csv(path)).to_markdown()
+
+
+def _of_study(
+    name: str, command: str, is_finished: Callable[[pd.DataFrame], bool], make: Callable[[pd.DataFrame], pd.DataFrame]
+) -> Callable[[], str]:
     def table() -> str:
         path = FOLDER / f"{name}.csv"
-        return make(pd.read_csv(path)) if path.exists() else f"Not run yet: `python -m experiments.{name}`."
+        rows = pd.read_csv(path) if path.exists() else None
+        if rows is None or not is_finished(rows):
+            there = 0 if rows is None else rows.groupby(["part", *TrainingConfig.model_fields], dropna=False).ngroups
+            return f"Not finished ({there} trainings are there): `{command}` goes on."
+        return make(rows).to_markdown()
 
     return table
 
+
+TRANSFER = "python -m experiments.transfer"
+ABLATION = "python -m experiments.ablation docs/results/ablation.yaml"
 
 TABLES: dict[str, Callable[[], str]] = {
     "test": test_table,
     "verdicts": verdict_table,
     "configurations": configuration_table,
     "final": final_table,
-    "transfer": _of_study("transfer", lambda rows: transfer.transfer_table(rows).to_markdown()),
-    "rungs": _of_study("transfer", lambda rows: transfer.rung_table(rows).to_markdown()),
-    "transfer of digits": _of_study("transfer-digits", lambda rows: transfer.transfer_table(rows).to_markdown()),
-    "rungs of digits": _of_study("transfer-digits", lambda rows: transfer.rung_table(rows).to_markdown()),
-    "ablation": _of_study("ablation", lambda rows: ablation.ablation_table(rows).to_markdown()),
-    "robustness": _of_study("robustness", lambda rows: robustness.robustness_table(rows).to_markdown()),
+    "transfer": _of_study("transfer", TRANSFER, transfer.is_finished, transfer.transfer_table),
+    "rungs": _of_study("transfer", TRANSFER, transfer.is_finished, transfer.rung_table),
+    "transfer of digits": _of_study(
+        "transfer-digits", f"{TRANSFER} --digits", transfer.is_finished, transfer.transfer_table
+    ),
+    "rungs of digits": _of_study("transfer-digits", f"{TRANSFER} --digits", transfer.is_finished, transfer.rung_table),
+    "ablation": _of_study("ablation", ABLATION, ablation.is_finished, ablation.ablation_table),
+    "robustness": robustness_table,
 }
 
 
 def _run_jobs() -> list[str]:
-    return [job for job in JOBS if (FOLDER / job).exists()]
+    return [job for job in JOBS if (FOLDER / job / "result.json").exists()]
 
 
 def _outcome(job: str) -> dict[str, Any]:

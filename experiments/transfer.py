@@ -62,6 +62,11 @@ def plans() -> Iterator[Planned]:
                     yield Planned(f"{schedule} over {num_epochs}", config)
 
 
+def is_finished(rows: pd.DataFrame) -> bool:
+    """Report whether the rows are those of all trainings."""
+    return int((rows["epoch"] == rows["num_epochs"]).sum()) == len(list(plans()))
+
+
 def tables(rows: pd.DataFrame) -> str:
     """Return both tables as Markdown: from a low budget to the full one, and from a rung to its training's end."""
     return "\n\n".join([transfer_table(rows).to_markdown(), rung_table(rows).to_markdown()])
