@@ -6,12 +6,13 @@ configuration and seed.
 """
 
 import argparse
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.special import expit
+from scipy.special import expit, stdtrit
 
 from mnist_ray.statistics import Values, between_configurations
 
@@ -105,11 +106,38 @@ def coverage(draw: Draw, num_seeds: int, num_simulations: int, step: float = 0.0
     return covered / num_simulations
 
 
+def compare_rules(num_draws: int = 400_000) -> None:
+    """Print the least coverage and the mean half-width of two rules for the degrees of freedom, by the formulas alone.
+
+    Seeds of the first side have a variance of 1 in its mean, the images' part is known, there are no residuals.
+    """
+    random = np.random.default_rng(0)
+    print("| seeds a side | spread of the second side's seeds | plain shares | squared shares | wider by |")
+    print("|---|---|---|---|---|")
+    for num_seeds, second in itertools.product((3, 5), (0.0, 1.0)):
+        coverages, widths = [], []
+        for images in np.array((0.05, 0.1, 0.2, 0.35, 0.5, 1.0, 3.0)) * (1 + second):
+            first_part, second_part = random.chisquare(num_seeds - 1, (2, num_draws)) / (num_seeds - 1)
+            second_part *= second
+            of_seeds = first_part + second_part
+            welch = of_seeds**2 * (num_seeds - 1) / (first_part**2 + second_part**2)
+            error = np.abs(random.standard_normal(num_draws)) * np.sqrt(1 + second + images)
+            shares = of_seeds / (of_seeds + images)
+            halves = [stdtrit(welch / share, 0.975) * np.sqrt(of_seeds + images) for share in (shares, shares**2)]
+            coverages.append([100 * float((error < half).mean()) for half in halves])
+            widths.append(100 * float(halves[0].mean() / halves[1].mean() - 1))
+        plain, squared = np.min(coverages, axis=0)
+        print(f"| {num_seeds} | {second:g} | {plain:.1f} % | {squared:.1f} % | at most {max(widths):.0f} % |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--simulations", type=int, default=4000)
     parser.add_argument("--images", type=int, default=400)
+    parser.add_argument("--rules", action="store_true", help="compare rules for the degrees of freedom instead")
     arguments = parser.parse_args()
+    if arguments.rules:
+        return compare_rules()
     rows = {f"loss: {case.name}": (draw_normal(case, arguments.images), 0.0) for case in CASES}
     for accuracies, num_images in (((0.98, 0.98), 360), ((0.997, 0.994), 360), ((0.993, 0.991), 2000)):
         for spread in (0.0, 0.3):

@@ -148,7 +148,7 @@ def _facts(spec: JobSpec, capacity: Capacity, upload_bytes: int | None) -> Itera
         yield "upload", f"{upload_bytes / 1e6:.1f} MB of the 100 MiB that Ray takes"
 
 
-# Of this network on MNIST: docs/statistics.md says how they were measured.
+# Of this network on MNIST, rounded: docs/statistics.md says where they come from.
 SPREAD_OF_LOSS = Spread(seeds=0.0008, images=0.08)
 SPREAD_OF_ACCURACY = Spread(seeds=0.0005, images=0.04)
 

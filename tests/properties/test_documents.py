@@ -143,7 +143,7 @@ def _wrong_in_code(code: str) -> Iterator[str]:
     if name and name[1] not in names() | FOREIGN_NAMES:
         yield f"{name[1]}: no such name in the code"
     key = SPEC_KEY.fullmatch(code)
-    if key and key[1].split(".")[0] in spec_parts() and key[1] not in spec_parts():
+    if key and key[1].split(".")[0] in spec_parts() and key[1] not in spec_parts() | {"report.html"}:
         yield f"{key[1]}: no key of a spec"
 
 
