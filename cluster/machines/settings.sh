@@ -4,11 +4,12 @@ export RAY_AUTH_MODE=token # Ray runs code for everybody who reaches its ports: 
 export RAY_USAGE_STATS_ENABLED=0
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV=0
 
-# Metrics for Prometheus are off, because everybody could read them. Two of the three exporters have no switch; an
-# impossible port keeps them from listening (their log says so once).
-export RAY_enable_metrics_collection=${RAY_enable_metrics_collection:-0}
-export AUTOSCALER_METRIC_PORT=${AUTOSCALER_METRIC_PORT:--1}
-export DASHBOARD_METRIC_PORT=${DASHBOARD_METRIC_PORT:--1}
+# Metrics for Prometheus are off, because everybody could read them. METRICS=1 turns them on; a firewall then has to let
+# Prometheus alone reach PORT_BASE + 6. Two of the three exporters have no switch; an impossible port keeps them from
+# listening (their log says so once).
+if [[ ${METRICS:-0} != 1 ]]; then
+    export RAY_enable_metrics_collection=0 AUTOSCALER_METRIC_PORT=-1 DASHBOARD_METRIC_PORT=-1
+fi
 
 TOKEN_FILE=${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/auth_token}
 

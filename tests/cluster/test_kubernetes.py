@@ -369,6 +369,19 @@ def test_kustomize_renders_the_same(overlay: str) -> None:
 
 @needs_kustomize
 @pytest.mark.slow
+def test_metrics_component_opens_one_port(tmp_path: Path) -> None:
+    tree = shutil.copytree(KUBERNETES, tmp_path / "kubernetes")
+    file = tree / "overlays" / "cpu" / "kustomization.yaml"
+    file.write_text(f"{file.read_text()}components:\n  - ../../components/metrics\n")
+    (policy,) = [each for each in kustomized(file.parent) if each["kind"] == "NetworkPolicy"]
+    *before, added = policy["spec"]["ingress"]
+    assert before == object_of("cpu", "NetworkPolicy")["spec"]["ingress"]
+    assert added["ports"] == [{"protocol": "TCP", "port": 8080}]
+    assert all("namespaceSelector" in peer and "podSelector" in peer for peer in added["from"])
+
+
+@needs_kustomize
+@pytest.mark.slow
 @pytest.mark.parametrize("overlay", ALL_OVERLAYS)
 def test_prefix_and_image_reach_everything(overlay: str, tmp_path: Path) -> None:
     """A prefix and another registry leave no pod with the old image, without its volume, or shut out."""
@@ -409,7 +422,7 @@ def test_every_manifest_is_used() -> None:
     used = {
         (kustomization.parent / resource).resolve()
         for kustomization in KUBERNETES.rglob("kustomization.yaml")
-        for resource in read(kustomization)["resources"]
+        for resource in read(kustomization).get("resources", [])
     }
     assert all(path.exists() for path in used)
     assert set(MANIFESTS) <= used

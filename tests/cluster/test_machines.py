@@ -235,3 +235,13 @@ def test_missing_ray_names_the_remedy() -> None:
         environment = {"PATH": "/usr/bin:/bin", "HOME": "/nonexistent"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 2 and "no 'ray' on the path" in done.stderr
+
+
+@pytest.mark.parametrize(("switch", "expected"), [("0", "0 -1 -1"), ("1", "unset unset unset")])
+def test_metrics_have_one_switch(switch: str, expected: str) -> None:
+    names = ("RAY_enable_metrics_collection", "AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT")
+    shown = " ".join(f"${{{name}:-unset}}" for name in names)
+    environment = {"PATH": f"{BIN}:/usr/bin:/bin", "HOME": "/nonexistent", "METRICS": switch}
+    command = ["/bin/bash", "-c", f"source {SCRIPTS}/settings.sh && echo {shown}"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == expected
