@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 
 from mnist_ray.errors import InterruptedRunError
 
-LOOK_S = 0.5
+LOOK_S = 0.1  # Ray may end this process half a second after its raylet
 SILENT_S = 60.0  # a port that does not answer, for so long: its host is gone, or more than busy
 LEAVE_S = 20.0  # for the end of Ray's own library in this process
 
@@ -39,6 +39,7 @@ class ServiceWatch(threading.Thread):
         """Look until a service is gone or the watch is closed."""
         while not self._closed.wait(LOOK_S):
             if self.look():
+                logger.warning("%s: the run ends", self.lost)  # now: Ray may end this process before it gets further
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
 

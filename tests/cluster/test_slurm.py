@@ -185,7 +185,7 @@ def test_stopped_job_goes_on(slurm: Slurm) -> None:
 
     slurm.wait_for_epochs(job, "retrain", 4)
     slurm.command("scancel", job)
-    slurm.wait_until(job, "the end", "JobState", "CANCELLED", 60)
+    slurm.wait_until(job, "the end", "JobState", "CANCELLED", 240)
     assert slurm.fact(job, "Restarts") == "2"
 
     again = slurm.submit(*settings())
@@ -195,7 +195,7 @@ def test_stopped_job_goes_on(slurm: Slurm) -> None:
     assert slurm.run.state.trainings("search")[0] == first
     assert json.loads((slurm.run.path / "result.json").read_text())
     assert slurm.run.state.tested is not None
-    wait_for("the end of all processes", lambda: left_behind(slurm) == [], 60)
+    wait_for("the end of all processes", lambda: left_behind(slurm) == [], 240)
 
 
 @pytest.mark.timeout(300)

@@ -58,8 +58,8 @@ def program_of(pid: int) -> str:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("service", "said"),
-    [("/raylet/raylet", "(raylet)"), ("gcs_server", "(GCS)"), ("dashboard/agent.py", "(raylet)")],
-    ids=["raylet", "gcs", "agent"],
+    [("/raylet/raylet", "(raylet)"), ("gcs_server", "(GCS)")],
+    ids=["raylet", "gcs"],
 )
 def test_lost_service_is_named(tmp_path: Path, ray_dir: Path, service: str, said: str) -> None:
     run = RunDir(tmp_path / "small")

@@ -88,7 +88,11 @@ def test_only_this_machine_reaches_it() -> None:
         assert done.returncode == 0, done.stderr
         assert not list(Path(folder).glob("mnist_ray-starting*"))
     seen = json.loads(done.stdout.splitlines()[-1])
-    assert seen["open_at"] and {place.rpartition(":")[0] for place in seen["open_at"]} <= {"127.0.0.1", "[::1]"}
+    assert seen["open_at"] and {place.rpartition(":")[0] for place in seen["open_at"]} <= {
+        "127.0.0.1",
+        "[::1]",
+        "[::ffff:127.0.0.1]",
+    }
     assert seen["answer"] == "UNAUTHENTICATED"
     assert seen["mode"] == 0o700
 

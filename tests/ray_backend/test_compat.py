@@ -260,3 +260,31 @@ def test_interface_backend_has_trains_hooks() -> None:
     assert hooks <= set(vars(InterfaceBackend))
     assert GroupConfig().backend_cls.share_cuda_visible_devices == torchs.share_cuda_visible_devices
     assert GroupConfig().backend_cls.has_replica_groups == torchs.has_replica_groups
+
+
+# --- heads and local clusters
+
+
+def test_heads_have_the_call_that_tells_them() -> None:
+    from ray.core.generated import gcs_service_pb2
+
+    service, method = compat._CALL_OF_HEADS.removeprefix("/").split("/")
+    package, name = service.rsplit(".", 1)
+    assert gcs_service_pb2.DESCRIPTOR.package == package
+    assert method in gcs_service_pb2.DESCRIPTOR.services_by_name[name].methods_by_name
+
+
+def test_loopback_is_a_constant_of_ray() -> None:
+    from ray._private import ray_constants, services
+
+    assert "ray_constants.ENABLE_RAY_CLUSTER" in source_of(services.get_node_ip_address)
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    with compat.loopback_only():
+        assert ray_constants.ENABLE_RAY_CLUSTER is False
+    assert before is ray_constants.ENABLE_RAY_CLUSTER
+
+
+def test_sessions_are_named_after_their_process(tmp_path: Path) -> None:
+    assert re.search(r'f"session_\{date_str\}_\{os\.getpid\(\)\}"', source_of(Node.__init__))
+    assert compat.temporary_folder_of(tmp_path) == tmp_path
+    assert compat.temporary_folder_of(None).name == "ray"
