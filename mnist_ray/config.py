@@ -202,11 +202,6 @@ class Search(_Part):
     def _stopping_is_sound(self) -> Self:
         if self.early_stopping is None:
             return self
-        if self.early_stopping.grace_epochs > self.num_epochs:
-            raise ValueError(
-                f"early_stopping.grace_epochs {self.early_stopping.grace_epochs} is above "
-                f"num_epochs {self.num_epochs}: lower it, or set early_stopping: null"
-            )
         if unfit := [key for key in ("schedule", "ema") if key in self.space]:
             raise ValueError(
                 f"early_stopping compares trials in the middle of their training, where those of another {unfit[0]} "
