@@ -11,11 +11,12 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from mnist_ray import __version__
 from mnist_ray.errors import CorruptFileError, OwnedByAnotherError, TakenOverError
 from mnist_ray.record.events import RECORD_FORMAT, RunTaken
+from mnist_ray.record.lease_file import Lease, read_lease
 from mnist_ray.record.process import is_gone, runs_here, this_process
 from mnist_ray.record.rundir import RunDir
 from mnist_ray.record.writer import RunWriter
@@ -24,7 +25,6 @@ from mnist_ray.storage.files import (
     children,
     exists,
     modified_at,
-    read_sealed_json,
     remove,
     remove_leftovers,
     write_atomic,
@@ -37,15 +37,6 @@ RENEW_S = 5.0
 EXPIRE_S = 60.0  # a lease this old is nobody's
 SILENT_S = 2 * RENEW_S  # after this long without a renewal the user reads what the command waits for
 LOOK_S = 0.5
-
-
-@dataclass(frozen=True)
-class Lease:
-    """The content of an owner's lease."""
-
-    at: float  # seconds since 1970, by the owner's clock; only shown
-    num_events: int  # in the log when the lease was renewed
-    is_over: bool  # the owner left the run in order
 
 
 @contextlib.contextmanager
@@ -149,9 +140,9 @@ def _owner(run: RunDir) -> RunTaken:
 
 def _content(lease: StoragePath) -> Lease | None:
     try:
-        return Lease(**read_sealed_json(lease))
-    except (OSError, CorruptFileError, TypeError):
-        return None
+        return read_lease(lease)
+    except OSError:
+        return None  # a store that is out of reach for a moment; the lease is looked at again
 
 
 def _age_s(run: RunDir, lease: StoragePath) -> float:
