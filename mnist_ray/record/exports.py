@@ -22,6 +22,7 @@ def write_exports(folder: StoragePath, to: StoragePath | None = None) -> None:
     """
     run = RunDir(folder)
     paths = run.paths if to is None else RunPaths(to)
+    paths.check_links()
     num_shown = _write_all(run, paths)
     run = RunDir(folder)
     if run.state.num_events != num_shown:

@@ -37,6 +37,7 @@ RENEW_S = 5.0
 EXPIRE_S = 60.0  # a lease this old is nobody's
 SILENT_S = 2 * RENEW_S  # after this long without a renewal the user reads what the command waits for
 LOOK_S = 0.5
+PROBE = "probe-"  # how the names of files begin that are written to read the storage's clock
 
 
 @contextlib.contextmanager
@@ -76,11 +77,13 @@ def owned(run: RunDir, when_lost: Callable[[], None]) -> Iterator[RunWriter]:
 
 
 def _tidy(run: RunDir) -> None:
-    """Remove what earlier owners left: files half written, and all leases but the last owner's."""
+    """Remove what earlier owners left: files half written, probes, and all leases but the last owner's."""
     remove_leftovers(run.path)
-    leases = sorted(children(run.paths.leases, "*.json"), key=lambda lease: lease.name)
-    for lease in leases[:-1]:
-        remove(lease)
+    owners = [session.fencing_token for session in run.state.sessions]
+    superseded = {run.paths.lease(fencing_token).name for fencing_token in owners[:-2]}
+    for file in children(run.paths.leases):
+        if file.name in superseded or file.name.startswith(PROBE):
+            remove(file)
 
 
 def _renew(writer: RunWriter, lease: StoragePath, is_over: bool) -> None:
@@ -150,7 +153,7 @@ def _age_s(run: RunDir, lease: StoragePath) -> float:
 
     0 where a new owner has tidied meanwhile.
     """
-    probe = run.paths.leases / f"probe-{socket.gethostname()}-{os.getpid()}"
+    probe = run.paths.leases / f"{PROBE}{socket.gethostname()}-{os.getpid()}"
     try:
         write_atomic(probe, b"")
         signs = [lease, run.paths.record]  # the folder's time is that of the latest file

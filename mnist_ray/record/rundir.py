@@ -63,6 +63,8 @@ class RunDir:
         with self.lock:
             is_first = self.log.num_events == 0
             try:
+                if is_first:
+                    self.paths.check_links()
                 self._apply_new()
                 if is_first and self._state.sessions:
                     self._check_end()
