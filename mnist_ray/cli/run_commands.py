@@ -1,6 +1,7 @@
 """The commands that read runs: evaluate, predict, results, report, compare, replay."""
 
 import argparse
+import errno
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ def add_run_commands(commands: Any) -> None:
         commands, "report", _report, "make a run's tables and its report.html again, from its folder alone"
     )
     report.add_argument("run", help="a run's name, or its folder; an unfinished one will do")
+    report.add_argument("--to", metavar="FOLDER", help="write them there, not into the run's folder")
     add_storage(report)
     compare = add_command(
         commands,
@@ -90,13 +92,27 @@ def _results(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from mnist_ray.record.exports import exports_are_current, write_exports
+    from mnist_ray.record.exports import write_exports
+    from mnist_ray.record.paths import RunPaths
     from mnist_ray.record.rundir import find_run
+    from mnist_ray.report.review import Review
+    from mnist_ray.report.write import write_review
+    from mnist_ray.storage.files import storage_path
 
     run = find_run(arguments.run, storage_of(arguments))
-    if not exports_are_current(run):
-        write_exports(run.path)
-    print_report(run)
+    review = Review.of(run)
+    to = storage_path(arguments.to) if arguments.to else run.path
+    lines = review.summary()
+    try:
+        write_exports(run.path, to)
+        write_review(review, RunPaths(to))
+    except OSError as error:
+        print("\n".join(lines))
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM) and not arguments.to:
+            remedy = f"{error.strerror}: name a folder for the tables and the report (--to)"
+            raise OSError(error.errno, remedy, str(to)) from None
+        raise
+    print("\n".join([*lines, f"report: {RunPaths(to).report}", f"everything lies in {RunPaths(to).folder}"]))
     return 0
 
 

@@ -67,6 +67,11 @@ def open_run(spec: JobSpec) -> RunDir:
             f"with (format {owner.format}, here {RECORD_FORMAT}): finish it with that release, or give the run "
             "another name (--name)"
         )
+    if not run.exists and (found := run.paths.foreign_file()):
+        raise SpecError(
+            f"{run} is no run's folder and holds {found.name}, which a run would write over: give the run another name "
+            "(--name), or move that away"
+        )
     if state.started is None:
         return run
     recorded = state.started.spec
@@ -132,5 +137,5 @@ def _remove_spent_checkpoints(run: RunDir) -> None:
     """Remove the checkpoints of trainings that have ended; a process that was killed may have left them."""
     for folder in children(run.paths.all_checkpoints):
         training = run.state.training(folder.name)
-        if training is None or training.ended is not None:
+        if training is not None and training.ended is not None:
             remove_tree(folder)

@@ -11,11 +11,12 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from mnist_ray import __version__
 from mnist_ray.errors import CorruptFileError, OwnedByAnotherError, TakenOverError
 from mnist_ray.record.events import RECORD_FORMAT, RunTaken
+from mnist_ray.record.lease_file import Lease, read_lease
 from mnist_ray.record.process import is_gone, runs_here, this_process
 from mnist_ray.record.rundir import RunDir
 from mnist_ray.record.writer import RunWriter
@@ -24,7 +25,6 @@ from mnist_ray.storage.files import (
     children,
     exists,
     modified_at,
-    read_sealed_json,
     remove,
     remove_leftovers,
     write_atomic,
@@ -37,15 +37,7 @@ RENEW_S = 5.0
 EXPIRE_S = 60.0  # a lease this old is nobody's
 SILENT_S = 2 * RENEW_S  # after this long without a renewal the user reads what the command waits for
 LOOK_S = 0.5
-
-
-@dataclass(frozen=True)
-class Lease:
-    """The content of an owner's lease."""
-
-    at: float  # seconds since 1970, by the owner's clock; only shown
-    num_events: int  # in the log when the lease was renewed
-    is_over: bool  # the owner left the run in order
+PROBE = "probe-"  # how the names of files begin that are written to read the storage's clock
 
 
 @contextlib.contextmanager
@@ -85,11 +77,13 @@ def owned(run: RunDir, when_lost: Callable[[], None]) -> Iterator[RunWriter]:
 
 
 def _tidy(run: RunDir) -> None:
-    """Remove what earlier owners left: files half written, and all leases but the last owner's."""
+    """Remove what earlier owners left: files half written, probes, and all leases but the last owner's."""
     remove_leftovers(run.path)
-    leases = sorted(children(run.paths.leases, "*.json"), key=lambda lease: lease.name)
-    for lease in leases[:-1]:
-        remove(lease)
+    owners = [session.fencing_token for session in run.state.sessions]
+    superseded = {run.paths.lease(fencing_token).name for fencing_token in owners[:-2]}
+    for file in children(run.paths.leases):
+        if file.name in superseded or file.name.startswith(PROBE):
+            remove(file)
 
 
 def _renew(writer: RunWriter, lease: StoragePath, is_over: bool) -> None:
@@ -149,9 +143,9 @@ def _owner(run: RunDir) -> RunTaken:
 
 def _content(lease: StoragePath) -> Lease | None:
     try:
-        return Lease(**read_sealed_json(lease))
-    except (OSError, CorruptFileError, TypeError):
-        return None
+        return read_lease(lease)
+    except OSError:
+        return None  # a store that is out of reach for a moment; the lease is looked at again
 
 
 def _age_s(run: RunDir, lease: StoragePath) -> float:
@@ -159,7 +153,7 @@ def _age_s(run: RunDir, lease: StoragePath) -> float:
 
     0 where a new owner has tidied meanwhile.
     """
-    probe = run.paths.leases / f"probe-{socket.gethostname()}-{os.getpid()}"
+    probe = run.paths.leases / f"{PROBE}{socket.gethostname()}-{os.getpid()}"
     try:
         write_atomic(probe, b"")
         signs = [lease, run.paths.record]  # the folder's time is that of the latest file

@@ -16,7 +16,7 @@ from typing import cast
 
 from mnist_ray.errors import CorruptFileError
 from mnist_ray.record.event_log import REMEDY
-from mnist_ray.storage.files import StoragePath
+from mnist_ray.storage.files import StoragePath, children, first_link
 
 TRAINING_ID = re.compile(r"[a-z]+-[a-z0-9-]+")
 
@@ -42,6 +42,32 @@ class RunPaths:
         self.report = self.folder / "report.html"
         self.model_folder = self.folder / "model"
         self.retraining_log = self.folder / "logs" / "retrain.log"
+
+    @property
+    def _exported(self) -> list[Path]:
+        """Everything but the record, leases, checkpoints and Ray's own files."""
+        files = [self.spec, self.selected_spec, self.results_csv, self.results_parquet, self.results_markdown]
+        files += [self.history_parquet, self.outcome, self.study, self.report]
+        return [*files, self.model_folder, self.folder / "models", self.retraining_log.parent]
+
+    def check_links(self) -> None:
+        """Check that no link stands where something of the run belongs: it may lead to somebody else's files.
+
+        The folder itself may be a link. Raises CorruptFileError that names the link.
+        """
+        for place in (self.record, self.leases, self.all_checkpoints, *self._exported):
+            if (link := first_link(place)) is not None:
+                raise CorruptFileError(
+                    f"{link} is a link, and a run's folder holds the files themselves: put them there instead, or "
+                    "remove it"
+                )
+
+    def foreign_file(self) -> Path | None:
+        """Return something that stands where a new run would write or remove files; None where nothing does."""
+        if not isinstance(self.folder, Path):
+            return None
+        places = [self.all_checkpoints, self.ray_state, *self._exported]
+        return next((place for place in places if place.is_file() or any(children(place))), None)
 
     @property
     def ray_state(self) -> Path:

@@ -1,6 +1,5 @@
 """The predictions of the tested models on the test images, read from the record."""
 
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,12 +7,11 @@ from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError
-from safetensors.numpy import load
 from scipy.special import log_softmax, logsumexp
 
 from mnist_ray.errors import CorruptFileError
 from mnist_ray.metrics import Score
+from mnist_ray.record.arrays import rows_in, tensors_in
 from mnist_ray.record.rundir import RunDir
 
 NUM_CLASSES = 10
@@ -112,11 +110,26 @@ def images_of_test(run: RunDir, test: str = "test") -> TestedImages | None:
     if tested is None or test not in tested.examples:
         return None
     blob = tested.examples[test]
+    what = f"{run.paths.record}: blob {blob[:12]}"
+    tensors = tensors_in(run.blob(blob), what)
     try:
-        tensors = load(run.blob(blob))
-        return TestedImages(tensors["labels"], tensors["missed"], tensors["missed_images"])
-    except (SafetensorError, KeyError) as error:
-        raise CorruptFileError(f"{run.paths.record}: blob {blob[:12]} holds no test examples ({error})") from None
+        images = TestedImages(tensors["labels"], tensors["missed"], tensors["missed_images"])
+    except KeyError as error:
+        raise CorruptFileError(f"{what} holds no test examples ({error})") from None
+    if not _are_examples(images):
+        raise CorruptFileError(f"{what} holds labels, numbers or images of another form than test examples have")
+    return images
+
+
+def _are_examples(tested: TestedImages) -> bool:
+    labels, missed, images = tested.labels, tested.missed, tested.images
+    return (
+        [str(array.dtype) for array in (labels, missed, images)] == ["uint8", "int64", "uint8"]
+        and (labels.ndim, missed.ndim) == (1, 1)
+        and images.shape == (len(missed), 28, 28)
+        and len(labels) > 0
+        and bool((labels < NUM_CLASSES).all() and ((missed >= 0) & (missed < len(labels))).all())
+    )
 
 
 def predictions(run: RunDir, training_id: str, test: str = "test") -> Predictions | None:
@@ -125,15 +138,12 @@ def predictions(run: RunDir, training_id: str, test: str = "test") -> Prediction
     score = tested.scores.get(training_id, {}).get(test) if tested else None
     if images is None or score is None:
         return None
-    try:
-        logits = np.load(io.BytesIO(run.blob(score.logits)), allow_pickle=False).astype(np.float64)
-    except (ValueError, EOFError) as error:
-        raise CorruptFileError(f"{run.paths.record}: blob {score.logits[:12]} holds no logits ({error})") from None
-    if logits.shape != (len(images.labels), NUM_CLASSES):
-        raise CorruptFileError(
-            f"{run.paths.record}: blob {score.logits[:12]} holds {logits.shape}, not one row for each test image"
-        )
-    return Predictions(images.labels, log_softmax(logits, axis=1))
+    what = f"{run.paths.record}: blob {score.logits[:12]}"
+    logits = rows_in(run.blob(score.logits), (len(images.labels), NUM_CLASSES), what)
+    found = Predictions(images.labels, log_softmax(logits.astype(np.float64), axis=1))
+    if not np.isin(np.flatnonzero(~found.is_right), images.missed).all():
+        raise CorruptFileError(f"{what} misses images that are not among the missed ones on record")
+    return found
 
 
 def ensemble(members: Sequence[Predictions]) -> Predictions:

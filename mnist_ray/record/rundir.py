@@ -1,5 +1,6 @@
 """A run's folder, read: its state and its large contents. Only the run's owner writes (writer.py)."""
 
+import json
 import threading
 import time
 from collections import deque
@@ -7,10 +8,12 @@ from pathlib import Path
 
 from mnist_ray.config import check_storage
 from mnist_ray.errors import CorruptFileError, SpecError
+from mnist_ray.record.arrays import check_weights
 from mnist_ray.record.event_log import REMEDY, EventLog, Numbered
+from mnist_ray.record.lease_file import read_lease
 from mnist_ray.record.paths import RunPaths
 from mnist_ray.record.state import RunState
-from mnist_ray.storage.files import StoragePath, children, modified_at, read, read_sealed_json, sha256, storage_path
+from mnist_ray.storage.files import StoragePath, children, modified_at, read, sha256, storage_path
 
 LOOK_EVERY_S = 1.0  # between two reads of a store's log by one process, each of which takes hundredths of a second
 
@@ -60,11 +63,14 @@ class RunDir:
         with self.lock:
             is_first = self.log.num_events == 0
             try:
+                if is_first:
+                    self.paths.check_links()
                 self._apply_new()
                 if is_first and self._state.sessions:
                     self._check_end()
-            except CorruptFileError:
-                self.log, self._state = EventLog(self.paths.record), RunState()  # the next look fails in the same way
+            except BaseException:
+                # Half of what was read may have been applied; the next look begins again, and fails in the same way.
+                self.log, self._state = EventLog(self.paths.record), RunState()
                 raise
             self._looked_at = time.monotonic()
 
@@ -88,11 +94,12 @@ class RunDir:
         return self.log.num_events
 
     def _check_end(self) -> None:
-        """Compare with the owner's lease, which holds how long the log was: events missing at the end are noticed."""
-        try:
-            expected = read_sealed_json(self.paths.lease(self._state.fencing_token))["num_events"]
-        except (OSError, CorruptFileError, KeyError, TypeError):
-            return
+        """Compare with the owner's lease and the exported files, which say how long the log was when they were written.
+
+        The log alone cannot show that events are missing at its end. A copy of a run has no lease.
+        """
+        lease = read_lease(self.paths.lease(self._state.fencing_token))
+        expected = max(lease.num_events if lease else 0, num_exported(self.paths))
         self._apply_new()  # what was published between reading the log and reading the lease
         if self.log.num_events < expected:
             raise CorruptFileError(
@@ -121,7 +128,21 @@ class RunDir:
         """Return a trained network as safetensors; None where there is none."""
         training = self.state.training(training_id)
         name = training and training.ended and training.ended.model
-        return self.blob(name) if name else None
+        if not name:
+            return None
+        content = self.blob(name)
+        check_weights(content, str(self.blob_path(name)))
+        return content
+
+
+def num_exported(paths: RunPaths) -> int:
+    """Return how many events the exported files show, as they say themselves; 0 where they do not. Raises OSError."""
+    try:
+        outcome = json.loads(read(paths.outcome))
+    except (FileNotFoundError, ValueError, RecursionError):
+        return 0
+    shown = outcome.get("num_events") if isinstance(outcome, dict) else None
+    return shown if isinstance(shown, int) else 0
 
 
 def runs_in(storage: StoragePath) -> list[RunDir]:

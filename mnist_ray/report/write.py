@@ -7,6 +7,7 @@ from mnist_ray import __version__
 from mnist_ray.config import dump_spec
 from mnist_ray.errors import CorruptFileError
 from mnist_ray.record.event_log import REMEDY
+from mnist_ray.record.paths import RunPaths
 from mnist_ray.record.rundir import RunDir
 from mnist_ray.report import illustrations, tables
 from mnist_ray.report.formatting import minute
@@ -15,23 +16,32 @@ from mnist_ray.report.page import Page, render
 from mnist_ray.report.protocol import commands, protocol, provenance
 from mnist_ray.report.review import Review
 from mnist_ray.report.summary import results_markdown
-from mnist_ray.storage.files import write_atomic
+from mnist_ray.storage.files import StoragePath, write_atomic
 
 
-def write_report(run: RunDir) -> Review:
-    """Write report.html, results.md and model/ into the run's folder. Raises SpecError, CorruptFileError, OSError."""
+def write_report(run: RunDir, to: StoragePath | None = None) -> Review:
+    """Write report.html, results.md and model/ into the run's folder, or into another one.
+
+    A record that lacks something leaves every file as it was. Raises SpecError, CorruptFileError, OSError.
+    """
     review = Review.of(run)
-    write_atomic(run.paths.report, report_html(review))
+    write_review(review, run.paths if to is None else RunPaths(to))
+    return review
+
+
+def write_review(review: Review, paths: RunPaths) -> None:
+    """Write what `write_report` writes. Raises CorruptFileError before anything is written, OSError."""
     markdown = results_markdown(review.state, review.verdict, review.search, review.ensembles)
-    write_atomic(run.paths.results_markdown, markdown.encode())
+    contents = {paths.report: report_html(review), paths.results_markdown: markdown.encode()}
     if review.model is not None:
         training_id = review.model.training.id
-        weights = run.model(training_id)
+        weights = review.run.model(training_id)
         if weights is None:
-            raise CorruptFileError(f"{run.paths.record}: {training_id} was tested and has no model: {REMEDY}")
-        write_atomic(run.paths.model_folder / "model.safetensors", weights)
-        write_atomic(run.paths.model_folder / "README.md", model_card(review, review.model).encode())
-    return review
+            raise CorruptFileError(f"{review.run.paths.record}: {training_id} was tested and has no model: {REMEDY}")
+        contents[paths.model_folder / "model.safetensors"] = weights
+        contents[paths.model_folder / "README.md"] = model_card(review, review.model).encode()
+    for path, content in contents.items():
+        write_atomic(path, content)
 
 
 def report_html(review: Review) -> bytes:

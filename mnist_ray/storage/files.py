@@ -30,6 +30,8 @@ FAILPOINT = "MNIST_RAY_FAILPOINT"
 
 MOST_BYTES = 256 * 10**6  # of a file of a run, far more than any has
 
+UNFINISHED = ".mnist-ray-unfinished-"  # how the names of files begin that are being written
+
 _passed: Counter[str] = Counter()  # how often this process has passed each moment of a failpoint
 
 
@@ -103,7 +105,7 @@ def _unfinished_file(path: Path, write: Callable[[Path], object], *failpoints: s
     """Write and flush a hidden file in the folder of `path`; the body gives this file its name."""
     _pass_failpoints(failpoints, "before")
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{UNFINISHED}{path.name}.", suffix=path.suffix)
     os.close(handle)
     unfinished = Path(name)
     try:
@@ -136,12 +138,30 @@ def _pass_failpoints(failpoints: Sequence[str], moment: str, half_written: Path 
 
 
 def remove_leftovers(folder: StoragePath) -> None:
-    """Remove the unfinished files of killed writers in `folder` and below. An object store has none."""
+    """Remove the unfinished files of killed writers in `folder` and below. An object store has none.
+
+    Nothing else is removed, and no link is followed.
+    """
     if not isinstance(folder, Path):
         return
-    for leftover in folder.rglob(".*"):
-        with contextlib.suppress(OSError):
-            leftover.unlink()
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            if name.startswith(UNFINISHED):
+                with contextlib.suppress(OSError):
+                    Path(parent, name).unlink()
+
+
+def first_link(path: StoragePath) -> Path | None:
+    """Return a link that stands at `path` or somewhere below; None without one. An object store has none."""
+    if not isinstance(path, Path):
+        return None
+    if path.is_symlink():
+        return path
+    for parent, folders, names in os.walk(path):
+        for name in (*folders, *names):
+            if (found := Path(parent, name)).is_symlink():
+                return found
+    return None
 
 
 def sync_folder(folder: Path) -> None:

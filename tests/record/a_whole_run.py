@@ -8,7 +8,18 @@ from mnist_ray.metrics import EpochMetrics, Score
 from mnist_ray.record import events
 from mnist_ray.record.rundir import RunDir
 from mnist_ray.record.writer import RunWriter
-from tests.record.examples import config, created, ended, read, search_ended, selected, split_opened, started, writing
+from tests.record.examples import (
+    config,
+    created,
+    ended,
+    read,
+    search_ended,
+    selected,
+    split_opened,
+    started,
+    weights,
+    writing,
+)
 
 REASONS = [
     *("diverged: train_loss is nan in epoch 2", "KeyError: 'x'", "a|b", "a\\|b", "two\nlines", "two\r\nlines"),
@@ -65,7 +76,7 @@ def _retrain(writer: RunWriter) -> None:
         for each in (1, 2, 3):
             metrics = epoch(each, 0.1 / each, 99, with_validation=False)
             writer.record(events.EpochReported(id=training_id, metrics=metrics))
-        model = writer.put_blob(training_id.encode(), "model")
+        model = writer.put_blob(weights(training_id), "model")
         writer.record(ended(training_id, workers=2, model=model))
 
 

@@ -6,6 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from safetensors.numpy import save
+
 from mnist_ray import __version__
 from mnist_ray.config import JobSpec, Stage, Status, TrainingConfig, parse_spec
 from mnist_ray.metrics import EpochMetrics, Score
@@ -79,6 +82,11 @@ def selected(rests_on: int, training: str | None = "trial-0000", **changes: Any)
         "retrainings": (events.PlannedRetraining("retrain-trial-0000-seed-0", "selected", config(seed=0)),),
     }
     return events.ConfigurationSelected(**{"training": training, "rests_on": rests_on, **facts, **changes})
+
+
+def weights(text: str = "weights") -> bytes:
+    """Return a network's weights for tests that use no network: any safetensors will do."""
+    return save({text: np.zeros(1, dtype=np.float32)})
 
 
 def split_opened() -> events.TestOpened:

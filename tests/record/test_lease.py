@@ -16,10 +16,10 @@ import pytest
 from mnist_ray.errors import OwnedByAnotherError, TakenOverError
 from mnist_ray.record import lease as ownership
 from mnist_ray.record.events import RECORD_FORMAT, EpochReported, SearchStarted
-from mnist_ray.record.lease import EXPIRE_S, owned
+from mnist_ray.record.lease import EXPIRE_S, PROBE, owned
 from mnist_ray.record.rundir import RunDir
 from mnist_ray.record.writer import RunWriter
-from mnist_ray.storage.files import read_sealed_json, write_sealed_json
+from mnist_ray.storage.files import UNFINISHED, read_sealed_json, write_sealed_json
 from tests.record.examples import created, ended, read, reported, taken, taken_elsewhere, writing
 
 
@@ -31,7 +31,7 @@ def own(path: Path, lost: threading.Event | None = None) -> AbstractContextManag
 OTHER = """
 import sys, threading
 from pathlib import Path
-from mnist_ray.record.lease import owned
+from mnist_ray.record.lease import PROBE, owned
 from mnist_ray.record.rundir import RunDir
 from tests.record.examples import created
 
@@ -226,10 +226,12 @@ def test_leftovers_of_owners_go(tmp_path: Path) -> None:
     for _ in range(4):
         with own(tmp_path):
             pass
-    leftover = tmp_path / "record" / ".000009.json.abc.json"
-    leftover.write_bytes(b"half")
+    leftovers = [tmp_path / "record" / f"{UNFINISHED}000009.json.abc.json", tmp_path / "leases" / f"{PROBE}here-7"]
+    others = [tmp_path / "leases" / name for name in ("notes.txt", ".hidden")]
+    for file in (*leftovers, *others):
+        file.write_bytes(b"half")
     with own(tmp_path):
-        assert not leftover.exists()
+        assert [file.exists() for file in (*leftovers, *others)] == [False, False, True, True]
         assert len(list((tmp_path / "leases").glob("*.json"))) == 2
     assert [session.owner.format for session in read(tmp_path).state.sessions] == [RECORD_FORMAT] * 5
 

@@ -11,7 +11,18 @@ from mnist_ray.pipeline.job import open_run
 from mnist_ray.record.lease import owned
 from mnist_ray.record.rundir import RunDir, find_run, runs_in
 from mnist_ray.storage.files import read_sealed_json, sealed_json
-from tests.record.examples import created, ended, log_files, one_training, read, reported, split_opened, write, writing
+from tests.record.examples import (
+    created,
+    ended,
+    log_files,
+    one_training,
+    read,
+    reported,
+    split_opened,
+    weights,
+    write,
+    writing,
+)
 
 
 def test_readers_follow_the_owner(tmp_path: Path) -> None:
@@ -99,10 +110,10 @@ def test_other_names_are_no_blobs(tmp_path: Path, name: str) -> None:
 def test_models_are_found_by_training(tmp_path: Path) -> None:
     with writing(tmp_path) as writer:
         writer.record(created())
-        writer.record(ended(model=writer.put_blob(b"weights", "model")))
+        writer.record(ended(model=writer.put_blob(weights(), "model")))
         writer.record(created("trial-0001"))
     run = read(tmp_path)
-    assert run.model("trial-0000") == b"weights"
+    assert run.model("trial-0000") == weights()
     assert run.model("trial-0001") is run.model("trial-0002") is None
 
 

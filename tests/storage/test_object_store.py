@@ -39,6 +39,7 @@ from tests.record.examples import (
     search_ended,
     started,
     taken_elsewhere,
+    weights,
     writing,
 )
 from tests.s3_server import SECRET, S3Server
@@ -50,7 +51,7 @@ def begin(path: object) -> RunDir:
     """Write a run with an owner, a stage, a training of one epoch and a model."""
     with writing(storage_path(str(path))) as writer:
         writer.publish(started())
-        for event in (created(number=0), reported(), ended(model=writer.put_blob(b"weights", "model"))):
+        for event in (created(number=0), reported(), ended(model=writer.put_blob(weights(), "model"))):
             writer.record(event)
     return writer.run
 
@@ -101,7 +102,7 @@ def test_stores_hold_the_same_record(store: str, tmp_path: Path) -> None:
     assert again.state.num_events == here.state.num_events == 5
     (training,) = again.state.trainings("search")
     assert (training.history, training.status) == ([metrics(1)], "complete")
-    assert again.model("trial-0000") == b"weights"
+    assert again.model("trial-0000") == weights()
     assert [run.path.name for run in runs_in(storage_path(f"{store}/runs"))] == ["one"]
     assert find_run("one", storage_path(f"{store}/runs")).exists
     assert find_run(f"{store}/runs/one", Path("results")).exists
