@@ -64,7 +64,8 @@ class RunPaths:
 
     def foreign_file(self) -> Path | None:
         """Return something that stands where a new run would write or remove files; None where nothing does."""
-        if not isinstance(self.folder, Path):
+        is_on_disk = isinstance(self.folder, Path)
+        if not is_on_disk:
             return None
         places = [self.all_checkpoints, self.ray_state, *self._exported]
         return next((place for place in places if place.is_file() or any(children(place))), None)
