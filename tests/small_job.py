@@ -89,6 +89,18 @@ class Interrupting(Callback):
             raise KeyboardInterrupt
 
 
+class Blocking(Callback):
+    """Puts a file where a training wants a folder, once the run has begun."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_stage_start(self, stage: str, total: int, done: int, unit: str) -> None:
+        if not self.path.exists():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text("a file where the training wants a folder")
+
+
 class Remembering(Callback):
     """Keeps what it gets."""
 

@@ -23,7 +23,7 @@ from mnist_ray.metrics import EpochMetrics
 from mnist_ray.record.event_log import EventLog
 from mnist_ray.record.events import EpochReported, TrainingEnded
 from mnist_ray.training.checkpoint import Checkpoints, SavedState
-from tests.small_job import STAGES, Remembering, essence, save_every_epoch, small_spec, use_few_images
+from tests.small_job import STAGES, Blocking, Remembering, essence, save_every_epoch, small_spec, use_few_images
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -104,9 +104,7 @@ def test_failing_trials_are_recorded(tmp_path: Path) -> None:
         seed=3,
     )
     blocked = tmp_path / "small" / "checkpoints" / "trial-0000"
-    blocked.parent.mkdir(parents=True)
-    blocked.write_text("a file where the trial wants a folder")
-    run = search_job(spec, LocalBackend())
+    run = search_job(spec, LocalBackend(), callbacks=[Blocking(blocked)])
     raised, *others = run.state.trainings("search")
     diverged = [trial for trial in others if trial.config.learning_rate == 1e30]
     assert diverged and all(trial.status == "failed" and "diverged" in str(trial.reason) for trial in diverged)

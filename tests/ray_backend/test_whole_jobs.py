@@ -27,7 +27,7 @@ from mnist_ray.errors import TrainingFailedError
 from mnist_ray.pipeline.prediction import predict_images
 from mnist_ray.training.checkpoint import Checkpoints, SavedState
 from tests.ray_head import Head, descendants
-from tests.small_job import Remembering, essence, save_every_epoch, small_spec, use_few_images
+from tests.small_job import Blocking, Remembering, essence, save_every_epoch, small_spec, use_few_images
 
 NOWHERE = RayBackend(address="127.0.0.1:1")  # joining it fails
 
@@ -177,9 +177,7 @@ def test_local_goes_on_with_a_ray_run(joined: str, tmp_path: Path, training_id: 
 
 def test_blocked_trial_is_recorded(joined: str, tmp_path: Path) -> None:
     blocked = tmp_path / "small" / "checkpoints" / "trial-0000"
-    blocked.parent.mkdir(parents=True)
-    blocked.write_text("a file where the trial wants a folder")
-    run = search_job(ray_spec(tmp_path, search__early_stopping=None), RayBackend(joined))
+    run = search_job(ray_spec(tmp_path, search__early_stopping=None), RayBackend(joined), [Blocking(blocked)])
     raised, *others = run.state.trainings("search")
     assert [trial.status for trial in others] == ["complete"] * 2
     assert raised.status == "failed"
@@ -191,12 +189,10 @@ def test_blocked_trial_is_recorded(joined: str, tmp_path: Path) -> None:
 def test_blocked_retraining_goes_on_later(joined: str, tmp_path: Path) -> None:
     spec = ray_spec(tmp_path, max_failures=0)
     blocked = tmp_path / "small" / "checkpoints" / "train-recipe-seed-0"
-    blocked.parent.mkdir(parents=True)
-    blocked.write_text("a file where the training wants a folder")
     with pytest.raises(
         TrainingFailedError, match=r"the retraining failed: .*train-recipe-seed-0.*\(log: .*retrain\.log"
     ):
-        train_job(spec, RayBackend(joined))
+        train_job(spec, RayBackend(joined), [Blocking(blocked)])
     blocked.unlink()
     (trained,) = train_job(spec, RayBackend(joined)).state.trainings("retrain")
     assert [metrics.epoch for metrics in trained.history] == [1, 2, 3]
