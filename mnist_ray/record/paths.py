@@ -64,9 +64,8 @@ class RunPaths:
 
     def foreign_file(self) -> Path | None:
         """Return something that stands where a new run would write or remove files; None where nothing does."""
-        if not isinstance(self.folder, Path):
-            return None
-        places = [self.all_checkpoints, self.ray_state, *self._exported]
+        is_on_disk = isinstance(self.folder, Path)  # a store's folders are nobody else's
+        places = [self.all_checkpoints, self.ray_state, *self._exported] if is_on_disk else []
         return next((place for place in places if place.is_file() or any(children(place))), None)
 
     @property
