@@ -13,7 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -41,7 +41,6 @@ from mnist_ray.training.distributed import Worker
 from mnist_ray.training.examples import Examples, TrainingData
 from mnist_ray.training.kernels.selection import PLAIN, Kernels
 from mnist_ray.training.loop import Steps, TrainState, fit
-from mnist_ray.training.optimizer import TorchAdam
 
 BATCH_SIZES = (32, 128, 512)
 NUM_VALIDATION = 5000
@@ -49,7 +48,6 @@ NUM_LONG = 200  # steps of the long comparison
 NUM_ROUNDS = 5
 ALLOWED_ACCURACY = 0.003  # between two trainings of two epochs, captured and eager
 ALLOWED_ACROSS_DEVICES = 1e-3  # of a loss, in ten steps without TF32
-CHANNELS_LAST = replace(PLAIN, channels_last=True)
 ALL_PARTS: dict[str, Any] = {"schedule": "cosine", "ema": 0.1, "augment": 1.0, "weight_decay": 0.01}
 
 
@@ -217,13 +215,12 @@ def check_against_cpu(check: Check) -> bool:
 
 def show_step_times(check: Check) -> None:
     """Print medians of NUM_ROUNDS rounds in turns: milliseconds of a step, and of an epoch by multiplication."""
-    data, variants = check.data(), ("", ", cudnn.benchmark", ", channels last", ", fused Adam", ", all parts")
+    data = check.data()
     for batch_size in BATCH_SIZES:
         takers: dict[str, Steps] = {}
-        for name in variants:
-            takers["captured" + name] = steps = a_variant(check, data, batch_size, name)
+        for name, parts in (("captured", {}), ("captured, all parts", ALL_PARTS)):
+            takers[name] = steps = a_training(check, data, batch_size, parts=parts)
             steps.captured = captured_and_compared(steps, len(data.train), batch_size, check.device, check.capture)
-            torch.backends.cudnn.benchmark = False
         takers["eager"] = a_training(check, data, batch_size)
         batches = some_batches(len(data.train), batch_size, check.steps_per_round, check.device)
         rounds: dict[str, list[float]] = {name: [] for name in takers}
@@ -258,20 +255,6 @@ def a_training(
     state = TrainState.initial(config, data.statistics, worker, kernels=kernels)
     steps = Steps.of(state, data.train, config, worker)
     steps.begin_epoch()
-    return steps
-
-
-def a_variant(check: Check, data: TrainingData, batch_size: int, name: str) -> Steps:
-    """Make a training that is to be captured with one thing turned on that might make it faster.
-
-    cudnn.benchmark chooses while the step is warmed up for its capture, so the caller turns it off after that.
-    """
-    torch.backends.cudnn.benchmark = name == ", cudnn.benchmark"
-    kernels = CHANNELS_LAST if name == ", channels last" else PLAIN
-    steps = a_training(check, data, batch_size, kernels=kernels, parts=ALL_PARTS if name == ", all parts" else {})
-    if name == ", fused Adam":
-        assert isinstance(steps._optimizer, TorchAdam)
-        steps._optimizer._adam.param_groups[0].update(fused=True, foreach=False)
     return steps
 
 

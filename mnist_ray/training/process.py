@@ -15,7 +15,6 @@ from mnist_ray.training.kernels.selection import AUTO, Kernels
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 MOST_KEPT_BYTES = 1 << 30
 LOOPBACK = "127.0.0.1"
-CUDNN_BENCHMARK = False  # on GPUs: try cuDNN's algorithms for each size of batch; `tools/gpu_check.py` measures it
 
 
 def prepare_to_train(num_threads: int) -> None:
@@ -25,7 +24,6 @@ def prepare_to_train(num_threads: int) -> None:
     them cleared and mapped anew. Where there is no glibc nothing is set but the threads.
     """
     torch.set_num_threads(num_threads)
-    torch.backends.cudnn.benchmark = CUDNN_BENCHMARK
     with contextlib.suppress(AttributeError, OSError):
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_THRESHOLD, MOST_KEPT_BYTES)

@@ -24,7 +24,7 @@ pytestmark = [
 
 NUM_CPUS = 2
 SETTINGS = (
-    "name=small", "search.num_trials=3", "search.num_epochs=6", "search.early_stopping=null", "confirm=null",
+    "name=small", "search.num_trials=3", "search.num_epochs=6", "search.early_stopping=null", "final=null",
     "search.max_concurrent_trials=1", "retrain.num_epochs=60", "retrain.workers=2", "retrain.seeds=[0]",
     "retrain.baseline=false",
 )  # fmt: skip

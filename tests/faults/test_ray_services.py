@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 SMALL = (
     *("--set", "search.num_trials=2", "--set", "search.num_epochs=200", "--set", "search.early_stopping=null"),
-    *("--set", "search.max_concurrent_trials=1", "--set", "confirm=null", "--name", "small"),
+    *("--set", "search.max_concurrent_trials=1", "--set", "final=null", "--name", "small"),
 )
 
 
