@@ -43,6 +43,8 @@ KernelMode = Literal["auto", "plain"]  # auto: the fast kernels on CPUs; plain: 
 
 FINAL_EPOCHS = 45  # of the final round where neither the round nor a retraining says how many
 
+MOST = 10**6  # trials, epochs
+
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -91,8 +93,8 @@ class Hyperparameters(TrainingParts, Recipe):
 class TrainingConfig(Hyperparameters):
     """The hyperparameters, budget and seed of one training."""
 
-    num_epochs: int = Field(ge=1)
-    seed: int = Field(0, ge=0)
+    num_epochs: int = Field(ge=1, le=MOST)
+    seed: int = Field(0, ge=0, lt=2**53)
     precision: Precision = "float32"
     kernels: KernelMode = "auto"
 
@@ -189,8 +191,8 @@ class EarlyStopping(_Part):
 
 
 class Search(_Part):
-    num_trials: int = Field(20, ge=1)
-    num_epochs: int = Field(10, ge=1)  # of a trial that is not stopped early
+    num_trials: int = Field(20, ge=1, le=MOST)
+    num_epochs: int = Field(10, ge=1, le=MOST)  # of a trial that is not stopped early
     objective: Objective = "val_loss"
     space: dict[str, Dimension] = Field(default_factory=_default_space, min_length=1)
     early_stopping: EarlyStopping | None = EarlyStopping()
@@ -213,9 +215,9 @@ class Search(_Part):
 class Final(_Part):
     """The final round: the search's best and the recipe as published, at the full budget and on fresh seeds."""
 
-    top_k: int = Field(3, ge=1)  # so many configurations of the search
-    seeds: int = Field(2, ge=1)  # on so many seeds each, the same ones for all
-    num_epochs: int | None = Field(None, ge=1)  # null: as many as the retraining has
+    top_k: int = Field(3, ge=1, le=1000)  # so many configurations of the search
+    seeds: int = Field(2, ge=1, le=1000)  # on so many seeds each, the same ones for all
+    num_epochs: int | None = Field(None, ge=1, le=MOST)  # null: as many as the retraining has
     keep_recipe_within_se: float = Field(1.0, ge=0)  # the recipe stays unless beaten by more standard errors
 
     @model_validator(mode="after")
@@ -229,7 +231,7 @@ class Final(_Part):
 
 
 class Retrain(_Part):
-    num_epochs: int = Field(45, ge=1)
+    num_epochs: int = Field(45, ge=1, le=MOST)
     seeds: Seeds = (0,)
     baseline: bool = True  # retrain the baseline (`recipe`) too, with the same budget and the same seeds
     baseline_from: str | None = None  # or take it over from this run (name, folder or address), which retrained it

@@ -2,6 +2,7 @@
 
 OSERROR_EXIT_CODE = 6  # a file could not be written or read
 WORSE_EXIT_CODE = 8  # a compared run is worse, or a replayed trial came to other numbers
+NOT_COMPARED_EXIT_CODE = 9  # a check that was asked for had nothing to check
 
 
 class MnistRayError(Exception):

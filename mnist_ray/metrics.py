@@ -2,18 +2,25 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field
 
 from mnist_ray.config import Objective
+
+# What is read from a record; ours keep to these bounds anyway.
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Seconds = Annotated[float, Field(ge=0, lt=1e12)]
+Count = Annotated[int, Field(ge=0, lt=2**53)]
 
 
 @dataclass(frozen=True)
 class Score:
     """The result on `num_examples` examples; `loss` is the mean cross-entropy in nats."""
 
-    loss: float
-    num_correct: int
-    num_examples: int
+    loss: Finite
+    num_correct: Count
+    num_examples: Annotated[Count, Field(ge=1)]
 
     @property
     def accuracy(self) -> float:
@@ -37,6 +44,15 @@ class Score:
         )
 
 
+def _checked(score: Score) -> Score:
+    if score.num_correct > score.num_examples:
+        raise ValueError(f"{score.num_correct} right ones of {score.num_examples} are too many")
+    return score
+
+
+ReadScore = Annotated[Score, AfterValidator(_checked)]  # a score that is read from a record
+
+
 @dataclass(frozen=True)
 class EpochMetrics:
     """One epoch of one training.
@@ -44,13 +60,13 @@ class EpochMetrics:
     `train` is measured while learning: with dropout on, on images as they are augmented, with the weights of each step.
     """
 
-    epoch: int  # counted from 1
-    elapsed_s: float
-    train: Score
+    epoch: Annotated[Count, Field(ge=1)]
+    elapsed_s: Seconds
+    train: ReadScore
     validation: (
-        Score | None
+        ReadScore | None
     )  # of the model that would ship; None where a training also learns from the validation split
-    raw_validation: Score | None = None  # of the last weights, where the model that would ship has their average
+    raw_validation: ReadScore | None = None  # of the last weights, where the model that would ship has their average
 
     def columns(self) -> dict[str, float | int]:
         """One row of the history table: epoch, elapsed_s, train_*, and val_* and val_raw_* where there are any."""

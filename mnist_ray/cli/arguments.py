@@ -9,14 +9,18 @@ if TYPE_CHECKING:
     from mnist_ray.storage.files import StoragePath
 
 DEFAULT_STORAGE = "results"
+WORK = ("run", "search", "train", "submit", "stop", "fetch", "report")
 
 
 def add_command(
     commands: Any, name: str, command: Callable[[argparse.Namespace], int], text: str
 ) -> argparse.ArgumentParser:
-    """Add a command that is run by calling `command`; `text` is its help."""
+    """Add a command that is run by calling `command`; `text` is its help.
+
+    A command that does work succeeds where its output cannot be written; of any other the output is all that it does.
+    """
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
-    parser.set_defaults(command=command)
+    parser.set_defaults(command=command, is_work=name in WORK)
     return parser
 
 

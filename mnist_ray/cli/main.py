@@ -9,9 +9,11 @@ from pathlib import Path
 from mnist_ray.cli.cluster_commands import add_cluster_commands
 from mnist_ray.cli.job_commands import add_job_commands
 from mnist_ray.cli.machine_commands import add_machine_commands
+from mnist_ray.cli.output import guarded_output
 from mnist_ray.cli.run_commands import add_run_commands
 from mnist_ray.errors import OSERROR_EXIT_CODE, InterruptedRunError, MnistRayError, SpecError
 from mnist_ray.pipeline.signals import stoppable
+from mnist_ray.shown import shown
 
 DESCRIPTION = """\
 Search hyperparameters, retrain the best, test it once: one command, on one machine or on a Ray cluster.
@@ -20,7 +22,7 @@ Search hyperparameters, retrain the best, test it once: one command, on one mach
 EXIT_CODES = """\
 exit codes: 0 done; 2 something in the command or the spec; 3 data missing or wrong; 4 training failed;
 5 interrupted, the same command goes on; 6 a file could not be written; 7 another process works on the run;
-8 a compared run is worse, or a replayed trial came to other numbers
+8 a compared run is worse, or a replayed trial came to other numbers; 9 --fail-if-worse could not compare a run
 """
 
 
@@ -29,8 +31,18 @@ def main(arguments: Sequence[str] | None = None, storage_root: Path | None = Non
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Otherwise a minus sign or an arrow ends the command after hours, where the terminal is not one of UTF-8.
         sys.stdout.reconfigure(errors="replace")
-    parsed = _parser().parse_args(arguments)
-    parsed.storage_root = storage_root
+    with guarded_output() as output:
+        parsed = _parser().parse_args(arguments)
+        parsed.storage_root = storage_root
+        code = _run(parsed)
+        output.flush()
+        if output.is_cut:
+            failed = _fail(f"the output could not be written: {output.failure}", OSERROR_EXIT_CODE)
+            return code if code or parsed.is_work else failed
+        return code
+
+
+def _run(parsed: argparse.Namespace) -> int:
     try:
         command: Callable[[argparse.Namespace], int] = parsed.command
         with stoppable():  # from the first moment on, before the imports of a command
@@ -55,7 +67,7 @@ def main(arguments: Sequence[str] | None = None, storage_root: Path | None = Non
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"mnist-ray: {message}", file=sys.stderr)
+    print(f"mnist-ray: {shown(message)}", file=sys.stderr)
     return code
 
 

@@ -3,6 +3,7 @@
 import logging
 import sys
 import time
+from typing import TextIO, cast
 
 from rich.console import Console
 from rich.progress import (
@@ -16,8 +17,10 @@ from rich.progress import (
 )
 
 from mnist_ray.callbacks import Callback, StageName, TrainingInfo, TrainingOutcome
+from mnist_ray.cli.output import GuardedStream
 from mnist_ray.config import Objective
 from mnist_ray.metrics import EpochMetrics
+from mnist_ray.shown import shown
 
 LINE_EVERY_S = 10.0
 
@@ -30,7 +33,7 @@ class ProgressDisplay(Callback):
 
     def __init__(self, objective: Objective) -> None:
         self._objective = objective
-        self._console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
+        self._console = Console(file=cast(TextIO, GuardedStream(sys.stderr)), highlight=False, soft_wrap=True)
         self._bars = Progress(
             TextColumn("{task.description:<9}"),
             BarColumn(),
@@ -133,4 +136,4 @@ class _ConsoleHandler(logging.Handler):
         self._console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._console.print(self.format(record), markup=False)
+        self._console.print(shown(self.format(record)), markup=False)

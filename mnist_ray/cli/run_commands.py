@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mnist_ray.cli.arguments import add_command, add_storage, storage_of
-from mnist_ray.errors import WORSE_EXIT_CODE, ImageFileError, SpecError
+from mnist_ray.errors import NOT_COMPARED_EXIT_CODE, WORSE_EXIT_CODE, ImageFileError, SpecError
+from mnist_ray.shown import shown
 
 if TYPE_CHECKING:
     from mnist_ray.record.rundir import RunDir
@@ -38,7 +39,11 @@ def add_run_commands(commands: Any) -> None:
         "compare runs with the first of them, beyond noise or not",
     )
     compare.add_argument("runs", nargs="+", metavar="RUN")
-    compare.add_argument("--fail-if-worse", action="store_true", help="exit code 8 if one is worse by more than noise")
+    compare.add_argument(
+        "--fail-if-worse",
+        action="store_true",
+        help="exit code 8 if one is worse by more than noise, 9 if one cannot be compared",
+    )
     add_storage(compare)
     replay = add_command(commands, "replay", _replay, "train a trial again from the record and compare every number")
     replay.add_argument("run", help="a run's name, or its folder")
@@ -69,16 +74,16 @@ def _predict(arguments: argparse.Namespace) -> int:
     storage = storage_of(arguments)
     run = find_run(arguments.run, storage) if arguments.run else latest_finished_run(storage)
     answers = predict_images(run, arguments.images)
-    print(f"Answers of {model_in_words(run)}:", file=sys.stderr)
+    print(shown(f"Answers of {model_in_words(run)}:"), file=sys.stderr)
     code = 0
     for path, answer in zip(arguments.images, answers, strict=True):
         if isinstance(answer, ImageFileError):
-            print(f"mnist-ray: {answer}", file=sys.stderr)
+            print(shown(f"mnist-ray: {answer}"), file=sys.stderr)
             code = answer.exit_code
             continue
         first, second, third = answer.argsort()[::-1][:3]
         others = ", ".join(f"{digit}: {100 * answer[digit]:.1f} %" for digit in (second, third))
-        print(f"{path}: {first} ({100 * answer[first]:.1f} %; then {others})")
+        print(f"{shown(str(path))}: {first} ({100 * answer[first]:.1f} %; then {others})")
     return code
 
 
@@ -102,7 +107,7 @@ def _report(arguments: argparse.Namespace) -> int:
     run = find_run(arguments.run, storage_of(arguments))
     review = Review.of(run)
     to = storage_path(arguments.to) if arguments.to else run.path
-    lines = review.summary()
+    lines = [shown(line) for line in review.summary()]
     try:
         write_exports(run.path, to)
         write_review(review, RunPaths(to))
@@ -125,8 +130,16 @@ def _compare(arguments: argparse.Namespace) -> int:
     storage = storage_of(arguments)
     runs = [find_run(name, storage) for name in arguments.runs]
     comparisons = compare(runs)
-    print(comparison_text(runs, comparisons))
-    return WORSE_EXIT_CODE if arguments.fail_if_worse and any(each.is_worse for each in comparisons) else 0
+    print(shown(comparison_text(runs, comparisons)))
+    if not arguments.fail_if_worse:
+        return 0
+    if any(each.is_worse for each in comparisons):
+        return WORSE_EXIT_CODE
+    uncompared = [each.run for each in comparisons if each.judgement is None]
+    if uncompared:
+        print(shown(f"mnist-ray: --fail-if-worse: {', '.join(uncompared)} could not be compared"), file=sys.stderr)
+        return NOT_COMPARED_EXIT_CODE
+    return 0
 
 
 def _replay(arguments: argparse.Namespace) -> int:
@@ -136,7 +149,7 @@ def _replay(arguments: argparse.Namespace) -> int:
     run = find_run(arguments.run, storage_of(arguments))
     data_dir = arguments.data_dir and Path(arguments.data_dir)
     replay = replay_trial(run, arguments.trial, data_dir, lambda epoch: print(epoch.columns(), file=sys.stderr))
-    print(replay)
+    print(shown(str(replay)))
     return 0 if replay.is_good else WORSE_EXIT_CODE
 
 
@@ -145,4 +158,4 @@ def print_report(run: "RunDir") -> None:
     from mnist_ray.report.write import write_report
 
     review = write_report(run)
-    print("\n".join([*review.summary(), f"report: {run.paths.report}", f"everything lies in {run.path}"]))
+    print("\n".join([*map(shown, review.summary()), f"report: {run.paths.report}", f"everything lies in {run.path}"]))

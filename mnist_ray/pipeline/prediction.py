@@ -8,7 +8,7 @@ import torch
 
 from mnist_ray import data
 from mnist_ray.data.images import read_image
-from mnist_ray.errors import ImageFileError, SpecError
+from mnist_ray.errors import CorruptFileError, ImageFileError, SpecError
 from mnist_ray.metrics import Score
 from mnist_ray.record.rundir import RunDir, runs_in
 from mnist_ray.storage.files import StoragePath
@@ -45,7 +45,7 @@ def trained_model(run: RunDir, training_id: str) -> MnistCNN:
 def predict_images(run: RunDir, paths: Sequence[Path]) -> list[np.ndarray | ImageFileError]:
     """Return the selected model's probabilities, (10,), for each image file, or why there is no answer for it.
 
-    Raises SpecError.
+    Raises SpecError, CorruptFileError.
     """
     started = run.state.started
     shows_digits = started is None or data.DATA_SETS[started.spec.data.name].shows_digits
@@ -57,7 +57,10 @@ def predict_images(run: RunDir, paths: Sequence[Path]) -> list[np.ndarray | Imag
         except ImageFileError as error:
             answers.append(error)
         else:
-            answers.append(torch.softmax(predict(model, image[None])[0], dim=0).numpy())
+            probabilities = torch.softmax(predict(model, image[None])[0], dim=0).numpy()
+            if not np.isfinite(probabilities).all():
+                raise CorruptFileError(f"{run.paths.record}: {selected_training(run)} is no network that answers")
+            answers.append(probabilities)
     return answers
 
 

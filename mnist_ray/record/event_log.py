@@ -129,6 +129,10 @@ class EventLog:
         path = self._path(self.num_files + 1)
         try:
             file = LogFile(**unsealed(content, path))
+            if not isinstance(file.events, list) or {type(each) for each in (file.file, file.first, file.last)} != {
+                int
+            }:
+                raise TypeError
             is_whole = len(file.events) == file.last - file.first + 1 > 0
         except CorruptFileError as error:
             raise CorruptFileError(f"{error}: {REMEDY}") from None

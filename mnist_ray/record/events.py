@@ -7,12 +7,13 @@ records the number of that event, and times are only shown to people.
 import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from mnist_ray.config import Hyperparameters, JobSpec, Role, Stage, Status, StepMode, TrainingConfig
-from mnist_ray.metrics import EpochMetrics, Score
+from mnist_ray.metrics import Count, EpochMetrics, Finite, ReadScore, Seconds
+from mnist_ray.shown import LAYOUT, is_shown, shown
 
 RECORD_FORMAT = 5  # moves when a release can no longer go on with the runs of the one before
 
@@ -22,6 +23,27 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
+# --- values of events, checked when they are read: whoever sends a folder has chosen its content -------------------
+
+
+def _checked_name(text: str) -> str:
+    if not is_shown(text):
+        raise ValueError(f"{text!r:.80} holds a letter that cannot be seen")
+    return text
+
+
+def _checked_time(text: str) -> str:
+    at = datetime.fromisoformat(text)
+    if at.tzinfo is None or not 1970 <= at.year < 2200:
+        raise ValueError(f"{text!r:.40} is no time of a run")
+    return text
+
+
+Name = Annotated[str, Field(max_length=500), AfterValidator(_checked_name)]  # one line
+Text = Annotated[str, AfterValidator(lambda text: shown(text, kept=LAYOUT))]  # of an error: anything may stand in it
+Time = Annotated[str, Field(max_length=40), AfterValidator(_checked_time)]
+Several = Annotated[Count, Field(ge=1, le=10_000)]  # workers, threads
+
 # --- parts of events ---------------------------------------------------------------------------------------------
 
 
@@ -29,19 +51,19 @@ def now() -> str:
 class ProcessIdentity:
     """A process, described so that another process can check whether it still runs (process.py)."""
 
-    pid: int
-    pid_started: str | None  # in clock ticks since boot
-    boot: str  # of the machine
-    processes: str  # the namespace of process ids, which tells containers apart
+    pid: Count
+    pid_started: Name | None  # in clock ticks since boot
+    boot: Name  # of the machine
+    processes: Name  # the namespace of process ids, which tells containers apart
 
 
 @dataclass(frozen=True)
 class DataFacts:
     """The identity of the training data and of the split."""
 
-    training_sha256: str
-    split_sha256: str
-    num_training: int
+    training_sha256: Name
+    split_sha256: Name
+    num_training: Count
 
 
 @dataclass(frozen=True)
@@ -49,28 +71,28 @@ class ClusterFacts:
     """The machines of a session."""
 
     backend: Literal["ray", "local"]
-    cpus: int
-    gpus: int
-    processors: tuple[str, ...] = ()  # the different ones
+    cpus: Count
+    gpus: Count
+    processors: tuple[Name, ...] = ()  # the different ones
 
 
 @dataclass(frozen=True)
 class Provenance:
     """The code and the hardware of the driver."""
 
-    source_sha256: str
-    git_commit: str | None  # None outside a repository
+    source_sha256: Name
+    git_commit: Name | None  # None outside a repository
     git_is_dirty: bool | None
-    processor: str
-    gpus: tuple[str, ...] = ()
+    processor: Name
+    gpus: tuple[Name, ...] = ()
 
 
 @dataclass(frozen=True)
 class FinalistMean:
     """The result of one configuration in the final round."""
 
-    of: str  # its trial, or "recipe"
-    mean: float | None  # of the objective over the seeds; None where a seed failed
+    of: Name  # its trial, or "recipe"
+    mean: Finite | None  # of the objective over the seeds; None where a seed failed
 
 
 @dataclass(frozen=True)
@@ -78,8 +100,8 @@ class FinalResult:
     """The finalists' means, and by how much the recipe had to be beaten."""
 
     finalists: tuple[FinalistMean, ...]  # in the order of the search's ranking, the recipe last
-    deviation: float | None  # the standard deviation over seeds, pooled over the configurations; None with one seed
-    margin: float  # in the objective's unit
+    deviation: Finite | None  # the standard deviation over seeds, pooled over the configurations; None with one seed
+    margin: Finite  # in the objective's unit
 
     def mean_of(self, name: str) -> float | None:
         """Return a configuration's mean; None where it failed or was no finalist."""
@@ -90,7 +112,7 @@ class FinalResult:
 class PlannedRetraining:
     """A training that follows from the selected configuration."""
 
-    id: str
+    id: Name
     role: Role
     config: TrainingConfig
 
@@ -99,8 +121,8 @@ class PlannedRetraining:
 class TestScore:
     """The result of one model on one test."""
 
-    score: Score
-    logits: str  # the blob of the model's logits, (N, 10) float32 in the test's order, as npy
+    score: ReadScore
+    logits: Name  # the blob of the model's logits, (N, 10) float32 in the test's order, as npy
 
 
 # --- events ------------------------------------------------------------------------------------------------------
@@ -110,16 +132,16 @@ class TestScore:
 class Event:
     """The base of all events."""
 
-    at: str = field(default_factory=now)
+    at: Time = field(default_factory=now)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunTaken(Event):
     """A process became the run's owner; the event's number is the owner's fencing token."""
 
-    format: int
-    version: str
-    host: str
+    format: Count
+    version: Name
+    host: Name
     process: ProcessIdentity
 
     def __str__(self) -> str:
@@ -132,28 +154,28 @@ class SessionStarted(Event):
 
     spec: JobSpec
     data: DataFacts
-    versions: dict[str, str]
+    versions: dict[Name, Name]
     cluster: ClusterFacts
     provenance: Provenance
-    data_s: float  # seconds of loading the data
+    data_s: Seconds  # seconds of loading the data
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingCreated(Event):
     """A training was decided on: a trial, a training of the final round or a retraining."""
 
-    id: str
+    id: Name
     stage: Stage
     config: TrainingConfig
-    number: int | None = None  # of a trial, counted from 0
-    of: str | None = None  # of a training of the final: the trial that it repeats, or "recipe"
+    number: Count | None = None  # of a trial, counted from 0
+    of: Name | None = None  # of a training of the final: the trial that it repeats, or "recipe"
 
 
 @dataclass(frozen=True, kw_only=True)
 class EpochReported(Event):
     """A training completed an epoch."""
 
-    id: str
+    id: Name
     metrics: EpochMetrics
 
 
@@ -161,17 +183,17 @@ class EpochReported(Event):
 class TrainingEnded(Event):
     """A training came to its end."""
 
-    id: str
+    id: Name
     status: Status
-    reason: str | None = None
-    workers: int = 1
-    threads: int = 1  # of each worker
-    device: str = "cpu"
-    num_failures: int = 0  # how often the training was started again
+    reason: Text | None = None
+    workers: Several = 1
+    threads: Several = 1  # of each worker
+    device: Name = "cpu"
+    num_failures: Count = 0  # how often the training was started again
     steps: StepMode | None = None  # None where the training did not get that far
-    trace: str | None = None  # the traceback of a failure
-    model: str | None = None  # the blob of the trained weights, as safetensors
-    taken_from: str | None = None  # RUN/TRAINING where another run trained it (retrain.baseline_from)
+    trace: Text | None = None  # the traceback of a failure
+    model: Name | None = None  # the blob of the trained weights, as safetensors
+    taken_from: Name | None = None  # RUN/TRAINING where another run trained it (retrain.baseline_from)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,72 +205,72 @@ class SearchStarted(Event):
 class SearchEnded(Event):
     """All trials have ended, or the time budget is used up."""
 
-    num_trials: int
+    num_trials: Count
     out_of_time: bool
-    used_s: float  # in all sessions
-    elapsed_s: float  # in this one
+    used_s: Seconds  # in all sessions
+    elapsed_s: Seconds  # in this one
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinalStarted(Event):
     """A session began the final round."""
 
-    trainings: tuple[str, ...]
+    trainings: tuple[Name, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinalEnded(Event):
     """All trainings of the final round have ended."""
 
-    trainings: tuple[str, ...]
-    rests_on: int  # the number of the SearchEnded
-    elapsed_s: float
+    trainings: tuple[Name, ...]
+    rests_on: Count  # the number of the SearchEnded
+    elapsed_s: Seconds
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConfigurationSelected(Event):
     """A configuration was selected, and its retrainings follow."""
 
-    training: str | None  # the trial; None without a search
+    training: Name | None  # the trial; None without a search
     hyperparameters: Hyperparameters
-    score: float | None  # the objective at the trial's last epoch
+    score: Finite | None  # the objective at the trial's last epoch
     final: FinalResult | None  # what decided; None without a final round
     is_complete: bool  # False where no trial reached the full budget
     retrainings: tuple[PlannedRetraining, ...]
-    rests_on: int  # the number of the SearchEnded; 0 without a search
+    rests_on: Count  # the number of the SearchEnded; 0 without a search
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetrainingEnded(Event):
     """All planned retrainings have ended."""
 
-    rests_on: int  # the number of the ConfigurationSelected
-    elapsed_s: float
+    rests_on: Count  # the number of the ConfigurationSelected
+    elapsed_s: Seconds
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetrainingFailed(Event):
     """The workers of the retraining died too often."""
 
-    error: str
+    error: Text
 
 
 @dataclass(frozen=True, kw_only=True)
 class TestOpened(Event):
     """The test split was opened; nothing is selected after this."""
 
-    data: str
-    also: tuple[str, ...]
-    models: tuple[str, ...]
+    data: Name
+    also: tuple[Name, ...]
+    models: tuple[Name, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TestScored(Event):
     """Every retrained model was scored."""
 
-    scores: dict[str, dict[str, TestScore]]  # by training, then by test ("test" or a second test's name)
-    examples: dict[str, str]  # by test, the blob of labels and of the missed images, as safetensors
-    elapsed_s: float
+    scores: dict[Name, dict[Name, TestScore]]  # by training, then by test ("test" or a second test's name)
+    examples: dict[Name, Name]  # by test, the blob of labels and of the missed images, as safetensors
+    elapsed_s: Seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,12 +348,12 @@ def from_json(content: Any) -> Event:
         raise ValueError(f"{content!r:.80} is no event")
     event = _BY_KIND.get(content["kind"])
     if event is None:
-        return UnknownEvent(at=str(content.get("at", "")), kind=content["kind"])
+        return UnknownEvent(at=shown(f"{content.get('at', '')!s:.40}"), kind=shown(content["kind"][:80]))
     try:
         values = {name: value for name, value in content.items() if name != "kind"}
         read: Event = _adapter(event).validate_python(values)
         return read
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
+        key = shown(".".join(map(str, first["loc"])))[:200]
         raise ValueError(f"the event {content['kind']} has a wrong {key or 'content'}: {first['msg']}") from None

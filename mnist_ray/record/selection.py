@@ -121,7 +121,7 @@ def final_result(spec: JobSpec, names: Iterable[str], finals: Sequence[Training]
     scores: dict[str, list[float] | None] = {}
     for name in dict.fromkeys(names):
         mine = [training for training in finals if training.of == name]
-        is_whole = len(mine) == spec.final.seeds and all(training.status == "complete" for training in mine)
+        is_whole = len(mine) == spec.final.seeds and all(each.status == "complete" and each.history for each in mine)
         scores[name] = [last_score(spec.search, training) for training in mine] if is_whole else None
     means = {name: None if each is None else fmean(each) for name, each in scores.items()}
     deviation = pooled_deviation([each for each in scores.values() if each is not None])

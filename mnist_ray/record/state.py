@@ -234,9 +234,13 @@ class RunState:
                 self.sessions.append(Session(number, event))
             case TrainingCreated():
                 training = Training(checked_id(event.id), event.stage, event.config, event.at, event.number, event.of)
+                if training.stage == "search" and training.number is None:
+                    raise CorruptFileError(f"the record has a trial {event.id} without a number: {REMEDY}")
                 self._trainings[event.id] = training
             case EpochReported():
                 training = self._created(event.id)
+                if training.stage != "retrain" and event.metrics.validation is None:
+                    raise CorruptFileError(f"the record has an epoch of {event.id} without validation: {REMEDY}")
                 training.add_epoch(event.metrics, event.at)
                 training.first_reports.setdefault(event.metrics.epoch, number)
             case TrainingEnded():
@@ -244,6 +248,7 @@ class RunState:
             case UnknownEvent():
                 self.unknown_kinds.add(event.kind)
             case _:
+                _check_ids(event)
                 self.stage_events.append(cast(StageEvent, event))
         self._latest[type(event)] = Recorded(number, event)
         self._count_search_time(event)
@@ -269,3 +274,13 @@ class RunState:
     def latest_stage(self) -> str:
         """The kind of the latest stage event, for people; `begun` before any."""
         return kind_of(type(self.stage_events[-1])).replace("_", " ") if self.stage_events else "begun"
+
+
+def _check_ids(event: Event) -> None:
+    """Check the ids of trainings that an event names. Raises CorruptFileError."""
+    if isinstance(event, ConfigurationSelected):
+        for plan in event.retrainings:
+            checked_id(plan.id)
+    if isinstance(event, TestScored):
+        for training_id in event.scores:
+            checked_id(training_id)

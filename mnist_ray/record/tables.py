@@ -12,6 +12,7 @@ from mnist_ray.config import Hyperparameters, SecondTest, Stage, is_text, is_who
 from mnist_ray.metrics import EpochMetrics, Score
 from mnist_ray.record.rundir import RunDir
 from mnist_ray.record.state import RunState, Training
+from mnist_ray.shown import shown
 from mnist_ray.storage.files import read
 
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -145,7 +146,8 @@ def cell(name: str, value: Any) -> str:
         return f"{value:.1f}"
     if isinstance(value, float):
         return f"{value:.4g}"
-    return " ".join(str(value).split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "\\<")
+    text = shown(" ".join(str(value).split()))
+    return re.sub(r"[\\|<\[]", lambda found: f"\\{found[0]}", text)  # no HTML, no link, no image, no further column
 
 
 def listed_runs(runs: Sequence[RunDir]) -> str:

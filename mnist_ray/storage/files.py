@@ -289,8 +289,9 @@ def unsealed(content: bytes, path: StoragePath) -> Any:
     try:
         sealed = json.loads(content)
         body, expected = sealed["body"], sealed["sha256"]
+        found = seal(body)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptFileError(f"{path}: not a sealed JSON file ({error})") from error
-    if seal(body) != expected:
-        raise CorruptFileError(f"{path}: its content does not match its SHA-256 {expected[:12]}")
+    if found != expected:
+        raise CorruptFileError(f"{path}: its content does not match its SHA-256 {expected!s:.12}")
     return body

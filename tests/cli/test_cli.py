@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mnist_ray.cli.main import main
+from tests.faults.made_run import tamper
 from tests.report.made_up import made_up_spec, make_up
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -170,6 +171,18 @@ def test_compare_can_fail_if_worse(runs: Path) -> None:
     assert done.returncode == 8, done.stderr
     assert "poor against good:" in done.stdout and "outcome: worse" in done.stdout
     assert mnist_ray("compare", "poor", "good", "--fail-if-worse", "--storage", runs).returncode == 0
+
+
+def test_nothing_compared_is_no_success(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run that crashed, and one of other data; what is worse has the last word."""
+    for name in ("good", "poor"):
+        (tmp_path / name).symlink_to(runs / name)
+    make_up(made_up_spec(tmp_path, name="crashed"), until="retrained")
+    tamper(make_up(made_up_spec(tmp_path, name="other")), lambda value: "e" * 64 if value == "a" * 64 else value)
+    for others, code in {("crashed",): 9, ("good", "other"): 9, ("good", "poor", "crashed"): 8, ("good",): 0}.items():
+        assert main(["compare", "good", *others, "--fail-if-worse", "--storage", str(tmp_path)]) == code
+        assert (f"{others[-1]} could not be compared" in capsys.readouterr().err) == (code == 9)
+    assert main(["compare", "good", "crashed", "--storage", str(tmp_path)]) == 0
 
 
 @pytest.mark.parametrize(

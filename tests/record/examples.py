@@ -56,7 +56,8 @@ def started(spec: JobSpec = SPEC, data_s: float = 0.5) -> SessionStarted:
 
 
 def created(training_id: str = "trial-0000", stage: Stage = "search", **changes: Any) -> TrainingCreated:
-    return TrainingCreated(**{"id": training_id, "stage": stage, "config": config(), **changes})
+    number = int(training_id[-4:]) if training_id[-4:].isdigit() else None
+    return TrainingCreated(**{"id": training_id, "stage": stage, "config": config(), "number": number, **changes})
 
 
 def reported(training_id: str = "trial-0000", epoch: int = 1, loss: float = 0.1, **changes: Any) -> EpochReported:

@@ -24,7 +24,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     run = RunDir(tmp_path_factory.mktemp("runs") / "small")
     with owned(run, when_lost=lambda: None) as writer:
         for number in range(10):
-            writer.publish(SearchStarted(at=str(number)))
+            writer.publish(SearchStarted(at=f"2026-01-01T00:00:0{number}+00:00"))
         for blob in (b"weights", b"logits"):
             writer.put_blob(blob, "blob")
             writer.record(SearchStarted())

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from mnist_ray.record.events import EVENTS, EpochReported, Event, UnknownEvent, from_json, kind_of, now, to_json
-from tests.record.examples import every_kind, reported
+from mnist_ray.record.events import EVENTS, Event, TrainingEnded, UnknownEvent, from_json, kind_of, now, to_json
+from tests.record.examples import ended, every_kind, reported
 
 
 def through_json(event: Event) -> Event:
@@ -35,10 +35,25 @@ def test_kinds_keep_their_names() -> None:
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
-def test_infinite_losses_read_back(loss: float) -> None:
-    again = through_json(reported(loss=loss))
-    assert isinstance(again, EpochReported)
-    assert repr(again.metrics.train.loss) == repr(loss)
+def test_infinite_losses_are_refused(loss: float) -> None:
+    """A training that comes to one ends before it reports the epoch (training/loop.py)."""
+    with pytest.raises(ValueError, match=r"wrong metrics.train.loss: Input should be a finite number"):
+        through_json(reported(loss=loss))
+
+
+NO_TIMES = ["", "now", "2026-11-27T09:00:00", "0001-01-01T00:00:00+00:00", "9999-12-31T23:59:59+00:00"]
+
+
+@pytest.mark.parametrize("at", NO_TIMES)
+def test_times_have_a_zone_and_a_year(at: str) -> None:
+    with pytest.raises(ValueError, match="wrong at"):
+        through_json(reported(at=at))
+
+
+def test_errors_hold_no_escape_sequences() -> None:
+    again = through_json(ended(reason="a\x1b[2J\r\n\tb", trace="c\x07"))
+    assert isinstance(again, TrainingEnded)
+    assert (again.reason, again.trace) == ("a\ufffd[2J\r\n\tb", "c\ufffd")
 
 
 def test_unknown_kinds_are_read_as_unknown() -> None:
