@@ -5,6 +5,7 @@ records the number of that event, and times are only shown to people.
 """
 
 import re
+import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, TypeVar
@@ -133,6 +134,8 @@ class Event:
     """The base of all events."""
 
     at: Time = field(default_factory=now)
+    # On a clock that nobody sets: two of one session can be subtracted. None in the records of an earlier release.
+    monotonic_s: Seconds | None = field(default_factory=lambda: round(time.monotonic(), 3), compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -350,7 +353,7 @@ def from_json(content: Any) -> Event:
     if event is None:
         return UnknownEvent(at=shown(f"{content.get('at', '')!s:.40}"), kind=shown(content["kind"][:80]))
     try:
-        values = {name: value for name, value in content.items() if name != "kind"}
+        values = {"monotonic_s": None} | {name: value for name, value in content.items() if name != "kind"}
         read: Event = _adapter(event).validate_python(values)
         return read
     except ValidationError as error:

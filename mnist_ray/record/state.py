@@ -1,7 +1,6 @@
 """The state of a run, as its events say: one typed object that is made by applying them in order."""
 
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any, Generic, cast
 
 from mnist_ray.config import JobSpec, Stage, Status, TrainingConfig
@@ -80,16 +79,15 @@ class Session:
 
     fencing_token: int  # the number of `owner`, larger for each owner
     owner: RunTaken
-    search_started_at: str | None = None
-    last_search_at: str | None = None  # of the latest event of the search
+    search_began_s: float | None = None  # on the session's monotonic clock
+    last_search_s: float | None = None  # of the latest event of the search
 
     @property
     def searched_s(self) -> float:
         """Seconds of searching; up to the last event where the session was killed in the search."""
-        if self.search_started_at is None or self.last_search_at is None:
+        if self.search_began_s is None or self.last_search_s is None:
             return 0.0
-        began, ended = (datetime.fromisoformat(at) for at in (self.search_started_at, self.last_search_at))
-        return max(0.0, (ended - began).total_seconds())  # a clock can be set back meanwhile
+        return max(0.0, self.last_search_s - self.search_began_s)
 
 
 @dataclass(frozen=True)
@@ -266,9 +264,9 @@ class RunState:
         if not self.sessions or not self.stage_events:
             return
         if isinstance(event, SearchStarted):
-            self.sessions[-1].search_started_at = event.at
+            self.sessions[-1].search_began_s = event.monotonic_s
         if isinstance(self.stage_events[-1], SearchStarted | SearchEnded):
-            self.sessions[-1].last_search_at = event.at
+            self.sessions[-1].last_search_s = event.monotonic_s
 
     @property
     def latest_stage(self) -> str:
