@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mnist_ray.cli.arguments import add_command, add_storage, storage_of
-from mnist_ray.errors import NOT_COMPARED_EXIT_CODE, WORSE_EXIT_CODE, ImageFileError, SpecError
+from mnist_ray.errors import NOT_COMPARED_EXIT_CODE, WORSE_EXIT_CODE, CorruptFileError, ImageFileError, SpecError
 from mnist_ray.shown import shown
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def add_run_commands(commands: Any) -> None:
     predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     predict.add_argument("--run", help="the run whose model is used (default: the latest finished one)")
     add_storage(predict)
-    results = add_command(commands, "results", _results, "list the runs")
+    results = add_command(commands, "results", _results, "list the runs; exit code 3 if one of them is damaged")
     add_storage(results)
     report = add_command(
         commands, "report", _report, "make a run's tables and its report.html again, from its folder alone"
@@ -72,13 +72,13 @@ def _predict(arguments: argparse.Namespace) -> int:
     from mnist_ray.record.rundir import find_run
 
     storage = storage_of(arguments)
-    run = find_run(arguments.run, storage) if arguments.run else latest_finished_run(storage)
+    run = find_run(arguments.run, storage) if arguments.run else latest_finished_run(storage, _warn)
     answers = predict_images(run, arguments.images)
     print(shown(f"Answers of {model_in_words(run)}:"), file=sys.stderr)
     code = 0
     for path, answer in zip(arguments.images, answers, strict=True):
         if isinstance(answer, ImageFileError):
-            print(shown(f"mnist-ray: {answer}"), file=sys.stderr)
+            _warn(str(answer))
             code = answer.exit_code
             continue
         first, second, third = answer.argsort()[::-1][:3]
@@ -88,12 +88,17 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 
 def _results(arguments: argparse.Namespace) -> int:
-    from mnist_ray.record.rundir import runs_in
+    from mnist_ray.record.rundir import readable_runs
     from mnist_ray.record.tables import listed_runs
 
     storage = storage_of(arguments)
-    print(listed_runs(runs_in(storage)) or f"no runs in {storage.absolute()}")
-    return 0
+    damaged: list[str] = []
+    listed = listed_runs(list(readable_runs(storage, damaged.append)))
+    if listed or not damaged:
+        print(shown(listed) or f"no runs in {storage.absolute()}")
+    for damage in damaged:
+        _warn(damage)
+    return CorruptFileError.exit_code if damaged else 0
 
 
 def _report(arguments: argparse.Namespace) -> int:
@@ -137,9 +142,13 @@ def _compare(arguments: argparse.Namespace) -> int:
         return WORSE_EXIT_CODE
     uncompared = [each.run for each in comparisons if each.judgement is None]
     if uncompared:
-        print(shown(f"mnist-ray: --fail-if-worse: {', '.join(uncompared)} could not be compared"), file=sys.stderr)
+        _warn(f"--fail-if-worse: {', '.join(uncompared)} could not be compared")
         return NOT_COMPARED_EXIT_CODE
     return 0
+
+
+def _warn(message: str) -> None:
+    print(shown(f"mnist-ray: {message}"), file=sys.stderr)
 
 
 def _replay(arguments: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ from mnist_ray.errors import DataError, SpecError
 from mnist_ray.pipeline.capacity import Capacity
 from mnist_ray.pipeline.early_stopping import rungs
 from mnist_ray.record.disk_use import bytes_needed
-from mnist_ray.record.rundir import RunDir, runs_in
+from mnist_ray.record.rundir import RunDir, readable_runs
 from mnist_ray.statistics import FEWEST_SEEDS, Spread, expected_half_width
 from mnist_ray.storage.disk_space import check_space
 from mnist_ray.storage.files import StoragePath, read, storage_path
@@ -218,7 +218,7 @@ def _num_retrainings(spec: JobSpec) -> int:
 
 def known_speed(spec: JobSpec, storage: StoragePath) -> Speed | None:
     """Return the speed of the latest run on the same data, or of this machine's benchmark; None without either."""
-    for run in runs_in(storage):
+    for run in readable_runs(storage, on_damage=lambda _: None):
         started = run.state.started
         if started and started.spec.data.name == spec.data.name and (speed := _speed_of(run)):
             return speed

@@ -1,6 +1,6 @@
 """The models of a finished run: scored on the test split again, and applied to image files."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ from mnist_ray import data
 from mnist_ray.data.images import read_image
 from mnist_ray.errors import CorruptFileError, ImageFileError, SpecError
 from mnist_ray.metrics import Score
-from mnist_ray.record.rundir import RunDir, runs_in
+from mnist_ray.record.rundir import RunDir, readable_runs
 from mnist_ray.storage.files import StoragePath
 from mnist_ray.training.checkpoint import model_from_bytes
 from mnist_ray.training.evaluation import logits_of, predict, score_of
@@ -85,9 +85,12 @@ def selected_training(run: RunDir) -> str:
     raise SpecError(f"{run} has no trained model yet: finish it with 'mnist-ray run' first")
 
 
-def latest_finished_run(storage: StoragePath) -> RunDir:
-    """Return the newest run below a storage folder that is tested. Raises SpecError if there is none."""
-    for run in runs_in(storage):
+def latest_finished_run(storage: StoragePath, on_damage: Callable[[str], object]) -> RunDir:
+    """Return the newest run below a storage folder that is tested; `on_damage` gets a line about each damaged one.
+
+    Raises SpecError if there is none.
+    """
+    for run in readable_runs(storage, on_damage):
         if run.state.tested:
             return run
     raise SpecError(f"{storage.absolute()} holds no finished run: make one with 'mnist-ray run', or give --storage")

@@ -1,9 +1,11 @@
 """A run's folder, read: its state and its large contents. Only the run's owner writes (writer.py)."""
 
+import contextlib
 import json
 import threading
 import time
 from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mnist_ray.config import check_storage
@@ -147,9 +149,25 @@ def num_exported(paths: RunPaths) -> int:
 
 def runs_in(storage: StoragePath) -> list[RunDir]:
     """Return the runs below a storage folder, newest first."""
-    runs = [RunDir(path) for path in children(storage)]
-    runs = [run for run in runs if run.exists]
-    return sorted(runs, key=lambda run: modified_at(run.path), reverse=True)
+    dated = []
+    for path in children(storage):
+        with contextlib.suppress(OSError):  # a folder that may not be looked into, or is being removed
+            if (run := RunDir(path)).exists:
+                dated.append((modified_at(path), run))
+    return [run for _, run in sorted(dated, key=lambda each: each[0], reverse=True)]
+
+
+def readable_runs(storage: StoragePath, on_damage: Callable[[str], object]) -> Iterator[RunDir]:
+    """Yield the runs whose record can be read, newest first; `on_damage` gets a line about each other one."""
+    for run in runs_in(storage):
+        try:
+            run.catch_up()
+        except CorruptFileError as error:
+            on_damage(str(error))
+        except OSError as error:
+            on_damage(f"{run} cannot be read: {error}")
+        else:
+            yield run
 
 
 def find_run(name: str, storage: StoragePath) -> RunDir:

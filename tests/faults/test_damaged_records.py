@@ -1,10 +1,13 @@
 """A damaged record is named by every command that reads it, with exit code 3, and good files stay as they were."""
 
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from mnist_ray.cli.main import main
 from mnist_ray.record.exports import write_exports
 from mnist_ray.record.rundir import RunDir
 from mnist_ray.report.write import write_report
@@ -131,3 +134,30 @@ def test_exports_of_more_events_are_kept(finished: MadeRun) -> None:
     with pytest.raises(ValueError, match="are missing"):
         write_exports(finished.run.path)
     assert finished.run.paths.results_csv.read_bytes() == table
+
+
+def test_a_damaged_run_hides_no_other(finished: MadeRun, capsys: pytest.CaptureFixture[str]) -> None:
+    """Newer than the good one, each damaged in another way, and one that is no run at all."""
+    for name in ("cut", "mute", "strange"):
+        shutil.copytree(finished.run.path, finished.storage / name)
+    last = max((finished.storage / "cut" / "record").glob("*.json"))
+    last.write_bytes(last.read_bytes()[:-40])
+    first = finished.storage / "mute" / "record" / "000001.json"
+    first.unlink()
+    os.mkfifo(first)
+    (finished.storage / "strange" / "record" / "000001.json").write_text("[]")
+    (finished.storage / "file").write_text("no run")
+    os.utime(finished.run.path, (1e9, 1e9))
+
+    assert finished.do("list") == 3
+    output, errors = capsys.readouterr()
+    assert finished.run.path.name in output
+    assert len(errors.splitlines()) == 3
+    assert all(f"/{name}/record" in errors for name in ("cut", "mute", "strange"))
+
+    assert finished.do("predict with the latest") == 0
+    output, errors = capsys.readouterr()
+    assert output.count("%") == 3
+    assert f"of the run {finished.run.path}" in errors
+    assert all(f"/{name}/record" in errors for name in ("cut", "mute", "strange"))
+    assert main(["predict", str(finished.image), "--run", str(finished.storage / "cut")]) == 3
