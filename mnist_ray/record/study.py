@@ -1,6 +1,7 @@
 """The Optuna study of a search: what to try next, and what each trial came to."""
 
 import hashlib
+import sqlite3
 import warnings
 from collections.abc import Sequence
 from datetime import datetime, tzinfo
@@ -134,7 +135,10 @@ def write_study(path: StoragePath, spec: JobSpec, trainings: Sequence[Training])
     """Write the study as a SQLite file that Optuna and its dashboard open."""
 
     def write(beside: Path) -> None:
-        storage = optuna.storages.RDBStorage(f"sqlite:///{beside}")
+        # Without the path in the address, where "?" and "%" would mean something.
+        storage = optuna.storages.RDBStorage(
+            "sqlite:///study.sqlite3", engine_kwargs={"creator": lambda: sqlite3.connect(beside)}
+        )
         study_of(spec, trainings, storage=storage, study_name=spec.name)
         storage.engine.dispose()
 

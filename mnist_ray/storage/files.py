@@ -6,6 +6,7 @@ unless the caller names it.
 """
 
 import contextlib
+import ctypes
 import errno
 import hashlib
 import json
@@ -31,6 +32,9 @@ FAILPOINT = "MNIST_RAY_FAILPOINT"
 MOST_BYTES = 256 * 10**6  # of a file of a run, far more than any has
 
 UNFINISHED = ".mnist-ray-unfinished-"  # how the names of files begin that are being written
+
+NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)  # what os.link fails with on a file system without
+AT_FDCWD, RENAME_NOREPLACE = -100, 1  # of Linux's renameat2
 
 _passed: Counter[str] = Counter()  # how often this process has passed each moment of a failpoint
 
@@ -75,8 +79,10 @@ def replace_atomic(path: StoragePath, write: Callable[[Path], object], failpoint
 def create_atomic(path: StoragePath, content: bytes, *failpoints: str) -> None:
     """Write a new file. Raises FileExistsError if `path` exists with other content, and leaves that as it is.
 
-    On a disk the last step is a hard link, which is atomic on local disks and on NFS. An NFS server's reply can get
-    lost after the link was made: a file that exists with this content is therefore taken for the one just written.
+    On a disk the last step is a hard link, which is atomic on local disks and on NFS. Where the file system has no hard
+    links, the step is a rename that replaces nothing. An NFS server's reply can get lost after the link was made: a
+    file that exists with this content is therefore taken for the one just written. Raises OSError, with the remedy
+    where the file system can do neither.
     """
     failpoints = failpoints or (path.name,)
     if not isinstance(path, Path):
@@ -85,11 +91,33 @@ def create_atomic(path: StoragePath, content: bytes, *failpoints: str) -> None:
         return
     with _unfinished_file(path, lambda unfinished: unfinished.write_bytes(content), *failpoints) as unfinished:
         try:
-            os.link(unfinished, path)
+            _link_or_rename(unfinished, path)
         except FileExistsError:
             if path.read_bytes() != content:
                 raise
-        unfinished.unlink()
+        unfinished.unlink(missing_ok=True)
+
+
+def _link_or_rename(unfinished: Path, path: Path) -> None:
+    """Give a file the name `path` unless something has it. Raises FileExistsError, OSError."""
+    try:
+        os.link(unfinished, path)
+    except OSError as error:
+        if error.errno not in NO_HARD_LINKS:
+            raise
+    else:
+        return
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # Python has no name for it
+    if renameat2 and renameat2(AT_FDCWD, os.fsencode(unfinished), AT_FDCWD, os.fsencode(path), RENAME_NOREPLACE) == 0:
+        return
+    if renameat2 and ctypes.get_errno() == errno.EEXIST:
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    raise OSError(
+        errno.EOPNOTSUPP,
+        "this file system has neither hard links nor a rename that replaces nothing, and without one of them two "
+        "processes could own a run: give --storage a folder on a local disk, NFS, or s3://BUCKET/FOLDER",
+        str(path.parent),
+    )
 
 
 @contextlib.contextmanager

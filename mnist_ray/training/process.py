@@ -41,8 +41,13 @@ def group_on_this_machine(
     if world_size == 1:
         yield
         return
-    timeout = timedelta(seconds=timeout_s)
-    dist.init_process_group("gloo", f"file://{meeting_point}", timeout, world_size, rank)
+    dist.init_process_group(
+        "gloo",
+        store=dist.FileStore(str(meeting_point), world_size),  # type: ignore[attr-defined]  # documented, not in __all__
+        timeout=timedelta(seconds=timeout_s),
+        world_size=world_size,
+        rank=rank,
+    )
     try:
         with connected_ranks(LOOPBACK) if kernels.collectives else contextlib.nullcontext():
             yield

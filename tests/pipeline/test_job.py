@@ -136,6 +136,15 @@ def test_optuna_opens_the_study(finished: tuple[JobSpec, RunDir]) -> None:
         assert trial.user_attrs["training"] == training.id
 
 
+def test_storage_names_are_no_addresses(tmp_path: Path) -> None:
+    storage = tmp_path / "50%20 of ours, or what?mode=ro#1"
+    run = run_job(job_spec(storage), LocalBackend())
+    write_report(run)
+    assert list(tmp_path.iterdir()) == [storage]
+    assert run.paths.study.stat().st_size > 0 and run.paths.report.is_file()
+    assert [file.name for file in storage.iterdir()] == ["small"]
+
+
 def test_later_evaluation_gets_recorded_scores(finished: tuple[JobSpec, RunDir]) -> None:
     _, run = finished
     tested = run.state.tested

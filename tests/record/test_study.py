@@ -2,6 +2,7 @@
 
 import math
 import random
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -453,17 +454,19 @@ def test_accuracy_is_maximized(tmp_path: Path) -> None:
 
 
 def test_studies_are_written_again(tmp_path: Path) -> None:
-    """As the search goes on, also below a name with blanks and signs; nothing else is left beside the file."""
-    path = tmp_path / "a folder, 100% ours" / "study.sqlite3"
+    """As the search goes on, also below a name that means something in an address; nothing else is left anywhere."""
+    path, copy = tmp_path / "50%20 of ours, or what?mode=ro#1" / "study.sqlite3", tmp_path / "copy.sqlite3"
     simulated = Simulated(a_spec())
     seen = []
     for step, _ in enumerate(simulated.steps()):
         if step % 5 == 0:
             written(simulated, path)
-            with opened(path, "example") as study:
+            shutil.copy(path, copy)
+            with opened(copy, "example") as study:
                 seen.append(len(study.trials))
     assert seen == [0, 5, 10]
     assert [each.name for each in path.parent.iterdir()] == ["study.sqlite3"]
+    assert set(tmp_path.iterdir()) == {path.parent, copy}
 
 
 def test_only_published_epochs_are_studied(tmp_path: Path, unhurried: None) -> None:

@@ -1,13 +1,17 @@
 """A reader sees the old content or the new, and refuses content that was not written."""
 
+import errno
 import json
 import os
 import random
+import shutil
 import socket
 import stat
+import subprocess
 import threading
 import tracemalloc
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mnist_ray.cli.main import main
 from mnist_ray.errors import CorruptFileError
 from mnist_ray.record.tables import read_results
 from mnist_ray.storage import files
@@ -117,6 +122,53 @@ def test_existing_file_is_not_created_again(tmp_path: Path) -> None:
         create_atomic(path, b"second")
     assert path.read_bytes() == b"first"
     assert [found.name for found in tmp_path.iterdir()] == ["000001.json"]
+
+
+def link_refused(*names: object) -> None:
+    raise PermissionError(errno.EPERM, "Operation not permitted")
+
+
+def test_files_are_created_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "link", link_refused)
+    path = tmp_path / "file"
+    create_atomic(path, b"one")
+    create_atomic(path, b"one")
+    with pytest.raises(FileExistsError):
+        create_atomic(path, b"two")
+    assert path.read_bytes() == b"one"
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.fixture
+def exfat(tmp_path: Path) -> Iterator[Path]:
+    """Yield a folder on a file system that has neither hard links nor a rename that replaces nothing."""
+    if not shutil.which("mkfs.exfat") or not shutil.which("mount.exfat-fuse") or os.geteuid() != 0:
+        pytest.skip("needs Debian's exfatprogs and exfat-fuse, and root")
+    image, folder = tmp_path / "image", tmp_path / "mounted"
+    folder.mkdir()
+    with image.open("wb") as file:
+        file.truncate(64 * 2**20)
+    subprocess.run(["mkfs.exfat", image], check=True, capture_output=True)
+    device = subprocess.run(
+        ["losetup", "-f", "--show", image], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    try:
+        subprocess.run(["mount.exfat-fuse", device, folder], check=True, capture_output=True)
+        try:
+            yield folder
+        finally:
+            subprocess.run(["umount", folder], check=True)
+    finally:
+        subprocess.run(["losetup", "-d", device], check=True)
+
+
+@pytest.mark.slow
+def test_exfat_is_refused_at_the_start(exfat: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    storage = exfat / "runs"
+    assert main(["run", "jobs/quickstart.yaml", "--local", "--storage", str(storage)]) == 6
+    errors = capsys.readouterr().err
+    assert f"{storage}/quickstart/record: this file system has neither hard links nor" in errors
+    assert "Traceback" not in errors
 
 
 def test_create_passes_every_failpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
