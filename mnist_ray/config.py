@@ -8,7 +8,9 @@ import difflib
 import math
 import re
 import reprlib
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
 
@@ -27,7 +29,7 @@ from pydantic_core import PydanticCustomError
 
 from mnist_ray.errors import SpecError
 from mnist_ray.storage.files import read_bounded
-from mnist_ray.storage.object_stores import SCHEMES, is_address
+from mnist_ray.storage.object_stores import EXTRAS, SCHEMES, is_address
 
 DataSetName = Literal["mnist", "fashion_mnist", "kmnist", "qmnist", "digits"]
 SecondTest = Literal["qmnist50k"]  # QMNIST's 50,000 test images that MNIST does not have
@@ -412,6 +414,12 @@ def check_storage(storage: str) -> None:
         )
     if not rest.partition("/")[0]:
         raise SpecError(f"storage {scheme}:// names no bucket: use {scheme}://BUCKET/FOLDER")
+    package, extra = EXTRAS[scheme]
+    if find_spec(package) is None:
+        raise SpecError(
+            f"storage {scheme}://... needs the package {package}, which {sys.executable} lacks: install it here and on "
+            f"every node with pip install 'mnist-ray[{extra}]'"
+        )
 
 
 def _check_dimension(key: str, dimension: Range | Choices) -> None:

@@ -1,8 +1,11 @@
 """What is pinned, what is installed, and that torch and torchvision stay a pair."""
 
+import ast
+import itertools
 import re
+import sys
 import tomllib
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,8 @@ import torch
 import torchvision
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from mnist_ray import SpecError, parse_spec
 
 ROOT = Path(__file__).parent.parent
 REQUIREMENTS_FILES = ["requirements.txt", "requirements-dev.txt", "requirements-clouds.txt", "requirements-uv.txt"]
@@ -35,8 +40,38 @@ def versions_here(file_name: str) -> dict[str, str]:
 
 
 def declared_dependencies() -> list[Requirement]:
+    """Those of the project and of its extras."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return [Requirement(dependency) for dependency in project["dependencies"]]
+    declared = [*project["dependencies"], *itertools.chain(*project["optional-dependencies"].values())]
+    return [Requirement(dependency) for dependency in declared]
+
+
+def imported_modules() -> set[str]:
+    """The modules of other projects that the package imports, by their first names."""
+    found = set()
+    for file in (ROOT / "mnist_ray").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            found |= {name.partition(".")[0] for name in names}
+    return found - sys.stdlib_module_names - {"mnist_ray"}
+
+
+def test_every_import_is_declared() -> None:
+    declared = {canonicalize_name(each.name) for each in declared_dependencies()} | {"pydantic-core"}  # of pydantic
+    distributions = packages_distributions()
+    undeclared = {
+        module: distributions[module]
+        for module in imported_modules()
+        if not declared & {canonicalize_name(each) for each in distributions[module]}
+    }
+    assert undeclared == {}
+
+
+def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mnist_ray.config.find_spec", lambda package: None)
+    with pytest.raises(SpecError, match=r"needs the package s3fs, .* pip install 'mnist-ray\[s3\]'"):
+        parse_spec({"name": "one", "data": {"name": "digits"}, "storage": "s3://bucket/runs"})
 
 
 def test_torch_and_torchvision_are_one_build() -> None:

@@ -21,6 +21,7 @@ RETRY_OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 SCHEMES = tuple(RETRY_OPTIONS)
+EXTRAS = {"s3": ("s3fs", "s3"), "gs": ("gcsfs", "gcs")}  # the package of a scheme, and our extra that installs it
 
 
 class OutOfReachError(OSError):
