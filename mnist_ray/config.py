@@ -383,6 +383,27 @@ class JobSpec(_Part):
         """The number of trainings in the final round, if the search finds enough configurations."""
         return (self.final.top_k + 1) * self.final.seeds if self.final else 0
 
+    @property
+    def _largest_batch(self) -> tuple[str, int]:
+        """The key and the value of the largest batch size that the search can try."""
+        searched = self.search.space.get("batch_size")
+        if searched is None:
+            return "recipe.batch_size", self.recipe.batch_size
+        return "search.space.batch_size", max(map(int, searched.extremes))
+
+    def oversized_batch(self, num_train: int) -> str | None:
+        """Describe a batch that holds more images than there are; None where none does.
+
+        num_train: the examples that a trial trains on.
+        """
+        key, largest = self._largest_batch
+        if largest <= num_train:
+            return None
+        return (
+            f"{key} goes up to {largest}, and trials learn from {num_train} images: an epoch of a batch that large is "
+            f"a single step, which learns next to nothing; use batches of {max(1, num_train // 10)} images or fewer"
+        )
+
     def grace_epochs(self, num_train: int) -> int | None:
         """Return the epoch before which no trial stops; None without early stopping.
 
@@ -391,9 +412,7 @@ class JobSpec(_Part):
         rule = self.search.early_stopping
         if rule is None:
             return None
-        searched = self.search.space.get("batch_size")
-        largest = max(map(int, searched.extremes)) if searched else self.recipe.batch_size
-        steps_per_epoch = math.ceil(num_train / largest)
+        steps_per_epoch = math.ceil(num_train / self._largest_batch[1])
         return max(rule.grace_epochs, math.ceil((rule.grace_steps or 0) / steps_per_epoch))
 
 

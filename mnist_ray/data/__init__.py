@@ -10,18 +10,20 @@ Importing this package imports neither torch, torchvision nor scikit-learn.
 
 from mnist_ray.data.datasets import DATA_SETS, SECOND_TESTS, DataSet
 from mnist_ray.data.files import data_dir_of, default_data_dir
-from mnist_ray.data.labelled_images import LabelledImages, content_sha256
+from mnist_ray.data.labelled_images import NUM_CLASSES, LabelledImages, content_sha256
 from mnist_ray.data.loading import fetch, is_present, load_second_test, load_test, load_training, presence
 from mnist_ray.data.pixels import PixelStatistics, pixel_statistics
-from mnist_ray.data.split import Split, stratified_split
+from mnist_ray.data.split import Split, check_num_validation, stratified_split
 
 __all__ = [
     "DATA_SETS",
+    "NUM_CLASSES",
     "SECOND_TESTS",
     "DataSet",
     "LabelledImages",
     "PixelStatistics",
     "Split",
+    "check_num_validation",
     "content_sha256",
     "data_dir_of",
     "default_data_dir",

@@ -21,18 +21,25 @@ class Split:
     sha256: str
 
 
+def check_num_validation(num_validation: int, num_examples: int, num_classes: int) -> None:
+    """Check that both sides of a split get an example of each class. Raises DataError that names the bounds."""
+    most = num_examples - num_classes
+    if not 0 < num_classes <= num_validation <= most:
+        raise DataError(
+            f"data.num_validation is {num_validation}: of {num_examples} examples in {num_classes} classes, "
+            f"{num_classes} to {most} can be held out; choose a number between these"
+        )
+
+
 def stratified_split(labels: npt.NDArray[np.int64], num_validation: int, seed: int) -> Split:
     """Hold out `num_validation` examples, each class in proportion. labels: (N,) integers.
 
     Raises DataError if a side would have fewer examples than there are classes, or a class has just one.
     """
     _, class_counts = np.unique(labels, return_counts=True)
-    fewest, most = len(class_counts), len(labels) - len(class_counts)
-    if not 0 < fewest <= num_validation <= most or class_counts.min() < 2:
-        raise DataError(
-            f"num_validation is {num_validation}: of {len(labels)} examples in {fewest} classes, {fewest} to "
-            f"{most} can be held out, if each class has two; choose a number between these"
-        )
+    check_num_validation(num_validation, len(labels), len(class_counts))
+    if class_counts.min() < 2:
+        raise DataError("a class of the training data has one example, and a split needs two of each class")
     from sklearn.model_selection import train_test_split  # takes 2 s to import
 
     train, validation = train_test_split(

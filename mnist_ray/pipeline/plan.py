@@ -80,8 +80,10 @@ def _duration(seconds: float) -> str:
 def plan(spec: JobSpec, capacity: Capacity, upload_bytes: int | None = None) -> Plan:
     """Plan a job; nothing is started or downloaded.
 
-    upload_bytes: the size of what `mnist-ray submit` would send; None where nothing is sent.
+    upload_bytes: the size of what `mnist-ray submit` would send; None where nothing is sent. Raises DataError for a
+    validation split that the data cannot give.
     """
+    data.check_num_validation(spec.data.num_validation, data.DATA_SETS[spec.data.name].num_training, data.NUM_CLASSES)
     obstacles = list(_obstacles(spec, capacity))
     speed = known_speed(spec, storage_path(spec.storage))
     facts = list(_facts(spec, capacity, upload_bytes))
@@ -136,6 +138,8 @@ def _facts(spec: JobSpec, capacity: Capacity, upload_bytes: int | None) -> Itera
         ends = sorted({size / retrain.most_workers, size / retrain.fewest_workers})
         shares.append(f"{size}: {' to '.join(f'{share:g}' for share in ends)}")
     yield "batch per worker", f"of a global batch of {', '.join(shares)}"
+    if warning := spec.oversized_batch(_num_train(spec, "search")):
+        yield "warning", warning
     folder = data.data_dir_of(spec.data.dir)
     try:
         found = data.presence(spec.data.name, folder)

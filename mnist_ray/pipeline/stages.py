@@ -69,6 +69,11 @@ class LoadedData:
         self._statistics = data.pixel_statistics(self._examples.take(self._split.train).images)
         self.facts = DataFacts(data.content_sha256(self._examples), self._split.sha256, len(self._examples))
 
+    @property
+    def num_train(self) -> int:
+        """The examples that a trial trains on."""
+        return len(self._split.train)
+
     @cached_property
     def split(self) -> TrainingImages:
         """The images of the search and the final round."""
@@ -98,6 +103,8 @@ class Stages:
         with self._timed("data") as elapsed:
             self._data = LoadedData(spec)
         self._data_s = elapsed.seconds
+        if warning := spec.oversized_batch(self._data.num_train):
+            logger.warning("%s", warning)
         started = self._state.started
         if started and started.data != self._data.facts:
             raise SpecError(
@@ -164,7 +171,7 @@ class Stages:
             trials = state.trainings("search")
             if state.num_ended("search") < spec.search.num_trials:
                 suggested = SuggestedTrials(spec, trials)
-                early_stopping = SuccessiveHalving(spec, len(self._data.split.train))
+                early_stopping = SuccessiveHalving(spec, self._data.num_train)
                 controller = TrialController(spec, self._writer, suggested, early_stopping, num_concurrent, left_s)
                 connection.run_trials(controller, self._data.split, spec.search)
             self._writer.flush()

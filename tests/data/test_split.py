@@ -51,7 +51,7 @@ def test_impossible_split_is_refused(num_validation: int) -> None:
         data.stratified_split(np.repeat(np.arange(10), 20), num_validation, seed=0)
 
 
-@pytest.mark.parametrize("labels", [[], [0, 0, 0, 1]])
-def test_rare_classes_are_refused(labels: list[int]) -> None:
-    with pytest.raises(DataError, match="num_validation is 2"):
+@pytest.mark.parametrize(("labels", "message"), [([], "num_validation is 2"), ([0, 0, 0, 1], "one example")])
+def test_rare_classes_are_refused(labels: list[int], message: str) -> None:
+    with pytest.raises(DataError, match=message):
         data.stratified_split(np.array(labels, dtype=np.int64), 2, seed=0)

@@ -166,6 +166,15 @@ def test_kept_logits_give_the_scores(finished: tuple[JobSpec, RunDir]) -> None:
 # --- sessions ----------------------------------------------------------------------------------------------------
 
 
+def test_oversized_batch_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """By the log at the start, and by the report."""
+    spec = job_spec(tmp_path, recipe__batch_size=1000)
+    run = run_job(spec, LocalBackend())
+    message = f"recipe.batch_size goes up to 1000, and trials learn from {NUM_IMAGES - 30} images"
+    assert [text for text in caplog.messages if text.startswith(message)]
+    assert any(line.startswith(f"warning: {message}") for line in write_report(run).summary())
+
+
 def test_finished_run_is_left_alone(finished: tuple[JobSpec, RunDir], caplog: pytest.LogCaptureFixture) -> None:
     spec, run = finished
     caplog.set_level(logging.INFO, "mnist_ray")

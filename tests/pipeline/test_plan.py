@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mnist_ray.config import JobSpec, parse_spec
-from mnist_ray.errors import SpecError
+from mnist_ray.errors import DataError, SpecError
 from mnist_ray.pipeline.capacity import Capacity
 from mnist_ray.pipeline.plan import Plan, expected_epochs, plan
 from mnist_ray.ray_backend.compat import upload_bytes
@@ -34,6 +34,18 @@ def test_plan_names_slots_batches_and_data(tmp_path: Path) -> None:
     assert "not there, downloaded" in facts(found)["data"]
     assert found.estimates == [] and "benchmark" in facts(found)["speed"]
     assert found.obstacles == []
+
+
+@pytest.mark.parametrize("num_validation", [9, 59_991, 60_000, 70_000])
+def test_impossible_split_is_refused(tmp_path: Path, num_validation: int) -> None:
+    with pytest.raises(DataError, match=rf"data.num_validation is {num_validation}: .* 10 to 59990 can be held out"):
+        plan(a_spec(tmp_path, data={"num_validation": num_validation}), TWO)
+
+
+@pytest.mark.parametrize(("num_validation", "is_told"), [(59_488, False), (59_489, True)])
+def test_oversized_batch_is_told(tmp_path: Path, num_validation: int, is_told: bool) -> None:
+    found = plan(a_spec(tmp_path, data={"num_validation": num_validation}), TWO)
+    assert ("search.space.batch_size goes up to 512" in facts(found).get("warning", "")) == is_told
 
 
 def test_benchmark_gives_time_and_cost(tmp_path: Path) -> None:
@@ -108,7 +120,7 @@ def test_plan_foresees_the_verdict(tmp_path: Path) -> None:
     )
     assert "cannot come out" not in fact(5, report={"equivalence_loss": 0.1})
     assert "never 'equivalent'" in fact(2)
-    digits = fact(5, data={"name": "digits"}, report={"decided_by": "test_accuracy"})
+    digits = fact(5, data={"name": "digits", "num_validation": 300}, report={"decided_by": "test_accuracy"})
     assert "360 test images, if they spread as on MNIST" in digits
     assert "since report.equivalence_points is 0.1" in digits, "an image is 0.28 points"
 

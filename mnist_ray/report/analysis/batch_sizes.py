@@ -1,12 +1,14 @@
-"""The speed and the score of each batch size of a search."""
+"""The speed and the score of each batch size of a search, and those that are too large."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
 from mnist_ray.config import Search
+from mnist_ray.record.events import SessionStarted
 from mnist_ray.record.selection import last_score
 from mnist_ray.record.state import Training
+from mnist_ray.report.analysis.findings import Finding
 from mnist_ray.report.analysis.scores import cost
 
 
@@ -17,6 +19,12 @@ class BatchSize:
     batch_size: int
     images_per_s: float  # in training, the median over epochs
     best: float | None  # the best final score; None where no trial is complete
+
+
+def warn_of_batches(started: SessionStarted) -> list[Finding]:
+    """Return a warning where the search tried batches of more images than there are."""
+    warning = started.spec.oversized_batch(started.data.num_training - started.spec.data.num_validation)
+    return [Finding(f"{warning}.", is_warning=True)] if warning else []
 
 
 def by_batch_size(search: Search, trials: Sequence[Training]) -> list[BatchSize]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from mnist_ray.config import Search
 from mnist_ray.record.selection import ranked
 from mnist_ray.record.state import RunState
-from mnist_ray.report.analysis.batch_sizes import BatchSize, by_batch_size
+from mnist_ray.report.analysis.batch_sizes import BatchSize, by_batch_size, warn_of_batches
 from mnist_ray.report.analysis.carry_over import describe_carry_over
 from mnist_ray.report.analysis.early_stopping import judge_early_stopping
 from mnist_ray.report.analysis.edges import warn_of_edges
@@ -69,6 +69,7 @@ def review_search(state: RunState) -> SearchReview | None:
             *compare_with_seeds(search, trials, finals, epoch),
             *describe_optimism(spec, shifts, state.selected),
             *warn_of_edges(spec, candidates, state.selected),
+            *warn_of_batches(state.started),
             *judge_early_stopping(search, candidates, spread, epoch),
             *describe_carry_over(state, spec),
         ],
