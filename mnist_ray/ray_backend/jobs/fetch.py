@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import os
 import secrets
 import shutil
 import tempfile
@@ -91,7 +92,7 @@ def _fetch_through_cluster(server: JobServer, name: str, storage: str) -> str:
 def unpacked_run(record: str, destination: Path) -> Iterator[RunDir]:
     """Unpack a record with its exported files into a folder beside `destination`, and move it there after the block.
 
-    An earlier copy of the same run is replaced. After an error `destination` is as it was, and nothing is left beside
+    An earlier copy of the same run is replaced; files that a user put into it are kept. After an error `destination` is as it was, and nothing is left beside
     it. Raises SpecError where `destination` is something else, CorruptFileError, OSError.
     """
     fetching = destination.parent / ".fetching"  # no command looks there for runs
@@ -128,13 +129,25 @@ def _check_destination(existing: RunDir, run: RunDir) -> None:
 
 
 def _replace(destination: Path, new: Path) -> None:
-    """Rename `new` to `destination`; put the old folder back if that fails."""
+    """Rename `new` to `destination`, with the files that are in the old folder alone; put that back if this fails."""
     old = new.with_name(f"{new.name}.old")
     if destination.exists():
         destination.rename(old)
     try:
+        _copy_missing(old, new)
         new.rename(destination)
     except BaseException:
         if old.exists():
             old.rename(destination)
         raise
+
+
+def _copy_missing(old: Path, new: Path) -> None:
+    """Copy every file and link of `old` that has no counterpart in `new`."""
+    for parent, folders, names in os.walk(old):
+        there = new / Path(parent).relative_to(old)
+        links = [name for name in folders if Path(parent, name).is_symlink()]
+        for name in (*names, *links):
+            if not os.path.lexists(there / name):
+                there.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(Path(parent, name), there / name, follow_symlinks=False)

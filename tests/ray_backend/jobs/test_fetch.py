@@ -59,6 +59,21 @@ def test_later_copy_replaces_an_earlier_one(storage: Path, tmp_path: Path, capsy
     assert [path.name for path in tmp_path.iterdir()] == ["made-up"]
 
 
+def test_files_of_the_user_are_kept(storage: Path, tmp_path: Path) -> None:
+    assert fetch(storage / "early", tmp_path) == 0
+    run = tmp_path / "made-up"
+    (run / "notes" / "deep").mkdir(parents=True)
+    (run / "notes" / "deep" / "why.md").write_text("mine")
+    (run / "record" / ".git").mkdir()
+    (run / "record" / ".git" / "config").write_text("mine too")
+    (run / "data").symlink_to(storage)
+    assert fetch(storage, tmp_path) == 0
+    assert (run / "notes" / "deep" / "why.md").read_text() == "mine"
+    assert (run / "record" / ".git" / "config").read_text() == "mine too"
+    assert (run / "data").readlink() == storage
+    assert events_of(run) == events_of(storage / "made-up")
+
+
 @pytest.mark.parametrize(
     ("there", "message"),
     [
