@@ -92,8 +92,9 @@ def _fetch_through_cluster(server: JobServer, name: str, storage: str) -> str:
 def unpacked_run(record: str, destination: Path) -> Iterator[RunDir]:
     """Unpack a record with its exported files into a folder beside `destination`, and move it there after the block.
 
-    An earlier copy of the same run is replaced; files that a user put into it are kept. After an error `destination` is as it was, and nothing is left beside
-    it. Raises SpecError where `destination` is something else, CorruptFileError, OSError.
+    An earlier copy of the same run is replaced; files that a user put into it are kept. After an error `destination`
+    is as it was, and nothing is left beside it. Raises SpecError where `destination` is something else,
+    CorruptFileError, OSError.
     """
     fetching = destination.parent / ".fetching"  # no command looks there for runs
     fetching.mkdir(parents=True, exist_ok=True)
