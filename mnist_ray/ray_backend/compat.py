@@ -204,13 +204,16 @@ class TimedRequests:
     """
 
     def __init__(self, address: str, connect_s: float, answer_s: float) -> None:
-        self._timeout_s = (connect_s, answer_s)
+        self._connect_s, self._answer_s = connect_s, answer_s
         with _only_address(address):
             super().__init__(address)  # type: ignore[call-arg]
 
-    def get_json(self, endpoint: str) -> Any:
-        """Return the JSON at an endpoint of the dashboard; None where the answer is no JSON."""
-        answer = self._do_request("GET", endpoint)
+    def get_json(self, endpoint: str, answer_s: float | None = None) -> Any:
+        """Return the JSON at an endpoint of the dashboard; None where the answer is no JSON.
+
+        answer_s: another time limit for the answer.
+        """
+        answer = self._do_request("GET", endpoint, answer_s)
         if answer.status_code != 200:
             self._raise_error(answer)
         try:
@@ -221,8 +224,9 @@ class TimedRequests:
     def _check_connection_and_version(self, *_: object, **__: object) -> None:
         """Leave the check of the server's version to `connect`, whose messages name the address and the remedy."""
 
-    def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
-        return super()._do_request(method, endpoint, timeout=self._timeout_s, **options)  # type: ignore[misc]
+    def _do_request(self, method: str, endpoint: str, answer_s: float | None = None, **options: Any) -> Any:
+        limits_s = (self._connect_s, answer_s or self._answer_s)
+        return super()._do_request(method, endpoint, timeout=limits_s, **options)  # type: ignore[misc]
 
     def _raise_error(self, r: Any) -> NoReturn:
         raise AnswerError(r.status_code, r.text)

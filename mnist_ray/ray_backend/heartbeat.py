@@ -90,14 +90,11 @@ class Mailbox:
 def start_mailbox(max_restarts: int = 0) -> Any:
     """Start a mailbox on this node.
 
-    max_restarts: more than 0 only where the content may be lost; -1 for any number.
+    max_restarts: more than 0 only where the content may be lost; -1 for any number. Calls are not repeated by Ray,
+    which would print a line about each that an orderly stop cuts off.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return (
-        ray.remote(Mailbox)
-        .options(num_cpus=0, scheduling_strategy=here, max_restarts=max_restarts, max_task_retries=max_restarts)
-        .remote()
-    )
+    return ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here, max_restarts=max_restarts).remote()
 
 
 @contextlib.contextmanager
@@ -261,6 +258,8 @@ class TrialMonitor:
         self._next_look = time.monotonic() + 1.0
         try:
             _, heartbeats = ray.get(self.mailbox.take.remote())
+        except ray.exceptions.ActorUnavailableError:
+            return {}  # its process died, and starts again
         except ray.exceptions.RayError as error:
             logger.warning("trials that hang are no longer noticed, because the mailbox is gone: %s", error)
             self._next_look = float("inf")

@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from mnist_ray.metrics import EpochMetrics
 from mnist_ray.pipeline.backend import RetrainingFailedError
 from mnist_ray.pipeline.tasks import RetrainingEnd, TrainingImages, TrainingTask
 from mnist_ray.ray_backend.cluster import connected
-from mnist_ray.ray_backend.heartbeat import start_mailbox
+from mnist_ray.ray_backend.heartbeat import TrialMonitor, is_alive, start_mailbox
 from mnist_ray.ray_backend.shared_data import SharedImages
 from mnist_ray.ray_backend.train import supervisor
 from mnist_ray.ray_backend.train import trainer as distributed
@@ -146,6 +147,20 @@ def test_lost_actors_are_bounded(images: SharedImages, tmp_path: Path, monkeypat
     monkeypatch.setattr(distributed, "start_mailbox", lambda: killed(start_mailbox()))
     with pytest.raises(RetrainingFailedError, match="Ray's own process of the group"):
         start(Reports(), images, tmp_path, ["one"], max_failures=1)
+
+
+def test_mailbox_of_a_search_starts_again(images: SharedImages, head: Head, caplog: pytest.LogCaptureFixture) -> None:
+    """Its process is killed while the search goes on."""
+    monitor = TrialMonitor(60.0)
+    assert monitor.kill_hanging([]) == {}
+    (pid,) = [pid for pid, line in descendants(head.pid).items() if line.startswith("ray::Mailbox")]
+    os.kill(pid, signal.SIGKILL)
+    for _ in range(3):
+        time.sleep(1.1)
+        assert monitor.kill_hanging([]) == {}
+    assert is_alive(monitor.mailbox)
+    monitor.close()
+    assert "no longer noticed" not in caplog.text
 
 
 def killed(actor: Any) -> Any:

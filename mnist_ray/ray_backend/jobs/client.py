@@ -22,6 +22,7 @@ from mnist_ray.ray_backend.compat import AnswerError, TimedRequests
 
 ANSWER_S = 60.0  # a busy head takes long to start a job
 CONNECT_S = 5.0
+FIRST_ANSWER_S = 15.0  # to the question whether a dashboard is there
 
 _REMEDY = "give the http address of the head's dashboard"
 
@@ -57,10 +58,10 @@ class JobServer:
         with self._translated_errors():
             self._client = JobClient(address, CONNECT_S, ANSWER_S)
 
-    def get_json(self, endpoint: str) -> Any:
+    def get_json(self, endpoint: str, answer_s: float = ANSWER_S) -> Any:
         """Return the JSON at an endpoint of the dashboard; None where the answer is no JSON."""
         with self._translated_errors():
-            return self._client.get_json(endpoint)
+            return self._client.get_json(endpoint, answer_s)
 
     def list_jobs(self) -> list[JobDetails]:
         """Return all jobs of the cluster, those of other projects too."""
@@ -146,7 +147,9 @@ def _connection_fault(error: OSError) -> str:
             "'ssh -N -L 8265:127.0.0.1:8265 HEAD'"
         )
     if "ReadTimeout" in type(error).__name__ or "Read timed out" in text:
-        return f"no answer within {ANSWER_S:g} s: look at the head, or wait until it is less busy"
+        limit = re.search(r"read timeout=([\d.]+)", text)
+        within = f" within {float(limit.group(1)):g} s" if limit else ""
+        return f"something listens there and gives no answer{within}: {_REMEDY}, or wait until the head is less busy"
     return f"the server there is no Ray dashboard ({type(error).__name__}): {_REMEDY}"
 
 
@@ -160,7 +163,7 @@ def connect(address: str | None) -> JobServer:
     """
     server = JobServer(dashboard_address(address), target_of(address).origin)
     try:
-        version = server.get_json("/api/version")
+        version = server.get_json("/api/version", FIRST_ANSWER_S)
     except RefusedError as error:
         version = error.status
     if not isinstance(version, dict) or "ray_version" not in version:
@@ -197,7 +200,7 @@ def check_cluster(server: JobServer, spec: JobSpec) -> None:
 
 def _check_versions(server: JobServer) -> None:
     """Compare all digits of Ray's version, and the first two numbers of Python's."""
-    there = {"Ray": server.get_json("/api/version")["ray_version"]}
+    there = {"Ray": server.get_json("/api/version", FIRST_ANSWER_S)["ray_version"]}
     with contextlib.suppress(RefusedError, KeyError, TypeError):  # other releases of Ray may lack this endpoint
         python = server.get_json("/api/v0/cluster_metadata")["data"]["pythonVersion"]
         there["Python"] = ".".join(python.split(".")[:2])

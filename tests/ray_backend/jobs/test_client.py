@@ -118,9 +118,9 @@ def test_other_servers_are_refused(dashboard: Dashboard) -> None:
 
 
 def test_silent_server_times_out(dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "ANSWER_S", 0.5)
+    monkeypatch.setattr(client, "FIRST_ANSWER_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        assert "no answer within 0.5 s" in connection_error(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        assert "gives no answer within 0.5 s" in connection_error(f"http://127.0.0.1:{silent.getsockname()[1]}")
     with socket.create_server(("127.0.0.1", 0)) as rude:
         threading.Thread(target=lambda: rude.accept()[0].close(), daemon=True).start()
         assert "the server there is no Ray dashboard" in connection_error(f"http://127.0.0.1:{rude.getsockname()[1]}")
