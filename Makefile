@@ -4,6 +4,7 @@
 # make check    format, lint, types, layering
 # make bench    mnist-ray benchmark (quarter of an hour), into docs/performance.md
 # make chaos    kill a real job a hundred times (over half an hour) and write the losses into docs/reliability.md
+# make outside  run a small real job in the surroundings that outsiders tried (quarter of an hour), into docs/reliability.md
 # make lock     pin the requirements again; LOCK_ARGS=--upgrade takes the newest versions
 # make clean    remove caches, builds and .venv; never results/
 #
@@ -15,12 +16,13 @@ SPEC ?= jobs/quickstart.yaml
 NAME ?= quickstart
 PYTEST_ARGS ?=
 LOCK_ARGS ?=
+OUTSIDE_ARGS ?=
 CHAOS_ARGS ?= --kills 100 --seed 1
 
 BIN := .venv/bin
 UV := .venv/uv/bin/uv
 
-.PHONY: help run test test-slow check bench chaos lock clean
+.PHONY: help run test test-slow check bench chaos outside lock clean
 .NOTPARALLEL:
 
 help:
@@ -55,6 +57,9 @@ lock: .venv/installed-dev
 	@printf '%s\n' boto3 google-api-python-client | \
 	  $(COMPILE) --constraints requirements.txt --output-file requirements-clouds.txt -
 	@echo uv | $(COMPILE) --output-file requirements-uv.txt -
+
+outside: .venv/installed-dev
+	@$(BIN)/python -m tools.outside $(OUTSIDE_ARGS) --page docs/reliability.md
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info

@@ -56,6 +56,12 @@ def seconds(value: float) -> str:
     return f"{value:.1f} s"
 
 
+def hyperparameter(values: Hyperparameters, name: str) -> str:
+    """Return a configuration's value as a table shows it; "–" for a part that the configuration does not use."""
+    is_shown = name in Recipe.model_fields or _is_in_use(values, name)
+    return number(getattr(values, name)) if is_shown else "–"
+
+
 def hyperparameters_in_words(values: Hyperparameters) -> str:
     """Return the recipe's values and the parts in use: "learning_rate 0.001, ..., schedule cosine, warmup 0.05"."""
     return ", ".join(f"{name} {number(getattr(values, name))}" for name in hyperparameters_in_use([values]))

@@ -25,6 +25,7 @@ from mnist_ray.report.formatting import (
     HYPERPARAMETERS,
     columns_in_use,
     heading,
+    hyperparameter,
     hyperparameters_in_use,
     interval_in_percent,
     number,
@@ -66,7 +67,7 @@ def _model_row(run: RunDir, model: RetrainedModel, shown: Sequence[str]) -> list
     scored = [training.status or "running", "", "", "", ""]
     if score is not None:
         scored = _scored(score, predictions(run, training.id))
-    values = [number(getattr(training.config, name)) for name in shown]
+    values = [hyperparameter(training.config, name) for name in shown]
     identity = [model.side, str(training.config.seed), *values, str(training.epochs_done)]
     return [*identity, *scored, seconds(training.elapsed_s)]
 

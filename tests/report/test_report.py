@@ -216,6 +216,18 @@ def test_hyperparameters_in_use_are_shown(tmp_path: Path, training: dict[str, An
     assert all(name in line for name in shown for line in selected)
 
 
+def test_unused_parts_are_dashes(tmp_path: Path) -> None:
+    """The baseline has a constant rate, so no warm-up either."""
+    run = make_up(made_up_spec(tmp_path, training={"schedule": "cosine"}))
+    table = tables.models(Review.of(run))
+    shown = {
+        role: {(row[table.headings.index("schedule")], row[table.headings.index("warmup")]) for row in rows}
+        for role in ("baseline", "selected configuration")
+        if (rows := [row for row in table.rows if row[0] == role])
+    }
+    assert shown == {"baseline": {("–", "–")}, "selected configuration": {("cosine", "0.05")}}
+
+
 def test_parts_of_training_are_reported(tmp_path: Path) -> None:
     """Words, values beside a range, and a recipe that is no point of the space."""
     space = {

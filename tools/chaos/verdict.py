@@ -126,7 +126,7 @@ def record_faults(run: RunDir) -> list[str]:
     events, state = events_of(run), run.state
     faults = [] if state.tested else ["the run was not tested"]
     faults += [f"{kind} is on record {number} times" for kind, number in _repeated_stages(run)]
-    for training in [*state.trainings("search"), *state.trainings("retrain")]:
+    for training in [*state.trainings("search"), *state.trainings("final"), *state.trainings("retrain")]:
         created, ended = (
             sum(isinstance(event, kind) and event.id == training.id for event in events)
             for kind in (TrainingCreated, TrainingEnded)
