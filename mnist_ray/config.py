@@ -300,7 +300,7 @@ class JobSpec(_Part):
     kernels: KernelMode = "auto"
     search: Search = Search()
     final: Final | None = Final()
-    retrain: Retrain = Retrain()
+    retrain: Retrain | None = Retrain()  # null: the models of the final round are tested
     test: Test = Test()
     report: Report = Report()
     max_hours: float | None = Field(None, gt=0)  # of searching, over all sessions of the run
@@ -319,6 +319,10 @@ class JobSpec(_Part):
         for key, dimension in self.search.space.items():
             _check_dimension(key, dimension)
         self._check_batches_fill_workers()
+        if self.retrain is None and self.final is None:
+            raise ValueError(
+                "retrain: null tests the models of the final round, and final is null: leave one of them out"
+            )
         if self.test.also and self.data.name not in ("mnist", "qmnist"):
             raise ValueError(
                 f"test.also {list(self.test.also)} holds handwritten digits of MNIST's form, and data.name is "
@@ -332,7 +336,7 @@ class JobSpec(_Part):
         if searched is not None:
             smallest["search.space.batch_size"] = min(map(int, searched.extremes))
         for key, batch_size in smallest.items():
-            if batch_size < self.retrain.most_workers:
+            if self.retrain and batch_size < self.retrain.most_workers:
                 raise ValueError(
                     f"{key} {batch_size} is smaller than retrain.workers {_as_yaml(self.retrain.workers)}: "
                     f"raise it, or use at most {batch_size} workers"
@@ -376,7 +380,25 @@ class JobSpec(_Part):
     @property
     def final_epochs(self) -> int:
         """The budget of a training of the final round."""
-        return (self.final and self.final.num_epochs) or self.retrain.num_epochs
+        return (self.final and self.final.num_epochs) or (self.retrain.num_epochs if self.retrain else FINAL_EPOCHS)
+
+    @property
+    def tested_epochs(self) -> int:
+        """The budget of the models that are tested: retrained ones, or those of the final round."""
+        return self.retrain.num_epochs if self.retrain else self.final_epochs
+
+    @property
+    def num_tested_seeds(self) -> int:
+        """The number of models that are tested of each configuration."""
+        if self.retrain:
+            return len(self.retrain.seeds)
+        assert self.final is not None
+        return self.final.seeds
+
+    @property
+    def tests_baseline(self) -> bool:
+        """Whether models of the baseline are tested beside those of the selected configuration."""
+        return self.retrain is None or self.retrain.baseline
 
     @property
     def most_final_trainings(self) -> int:

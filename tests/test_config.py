@@ -68,7 +68,7 @@ def test_defaults_are_the_baseline() -> None:
         "dropout": Range(low=0.0, high=0.6),
         "batch_size": Choices(choices=(32, 64, 128, 256, 512)),
     }
-    assert (spec.search.objective, spec.retrain.num_epochs, spec.retrain.baseline) == ("val_loss", 45, True)
+    assert (spec.search.objective, spec.tested_epochs, spec.tests_baseline) == ("val_loss", 45, True)
 
 
 ELABORATE = {
@@ -131,7 +131,7 @@ def test_last_override_counts(spec_file: Path) -> None:
 def test_workers_are_a_number_or_two(spec_file: Path) -> None:
     for text, workers, ends in (("3", 3, (3, 3)), ("[1, 2]", (1, 2), (1, 2)), ("[2,2]", (2, 2), (2, 2))):
         retrain = load_spec(spec_file, [f"retrain.workers={text}"]).retrain
-        assert retrain.workers == workers
+        assert retrain is not None and retrain.workers == workers
         assert (retrain.fewest_workers, retrain.most_workers) == ends
 
 

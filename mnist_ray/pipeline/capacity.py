@@ -35,8 +35,10 @@ class Capacity:
         return max(1, min(*room, retrain.most_workers))
 
     def check_retraining(self, spec: JobSpec) -> None:
-        """Raises SpecError where not even the fewest workers can ever run at once."""
+        """Raises SpecError where not even the fewest workers of a retraining can ever run at once."""
         retrain, most = spec.retrain, self._grown(spec)
+        if retrain is None:
+            return
         fewest = retrain.fewest_workers
         for per_worker, kind, has in (
             (retrain.cpus_per_worker, "CPUs", most.cpus),

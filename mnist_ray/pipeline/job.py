@@ -44,6 +44,11 @@ def run_stages(
             if not exports_are_current(run):
                 write_exports(run.path)
         return run
+    if spec.retrain is None and not with_search:
+        raise SpecError(
+            "retrain: null tests the models of the final round, which 'mnist-ray train' does not have: leave "
+            "'retrain: null' out of the spec, or use 'mnist-ray run'"
+        )
     backend.check_early(spec, with_search)
     check_space(run.path, bytes_needed(spec))
     with stoppable() as stop, owned(run, when_lost=stop) as writer:

@@ -36,7 +36,7 @@ class LocalBackend:
 
     def check_early(self, spec: JobSpec, with_search: bool) -> None:
         """Raise SpecError where the spec asks for a GPU and this process has none."""
-        asked = {"retrain.gpus_per_worker": float(spec.retrain.gpus_per_worker)}
+        asked = {"retrain.gpus_per_worker": float(spec.retrain.gpus_per_worker)} if spec.retrain else {}
         if with_search:
             asked["search.gpus_per_trial"] = spec.search.gpus_per_trial
         for key, gpus in asked.items():
@@ -46,7 +46,7 @@ class LocalBackend:
     @contextlib.contextmanager
     def connect(self, spec: JobSpec, run: RunDir) -> Iterator[Connection]:
         """Yield a connection; the number of torch's threads is restored at the end."""
-        if spec.retrain.most_workers > 1:
+        if spec.retrain and spec.retrain.most_workers > 1:
             logger.info(
                 "retrain.workers is %s; --local retrains on 1, and begins a retraining again that was begun on more",
                 spec.retrain.workers_in_words,

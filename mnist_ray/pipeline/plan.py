@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mnist_ray import data
-from mnist_ray.config import JobSpec
+from mnist_ray.config import JobSpec, Retrain
 from mnist_ray.errors import DataError, SpecError
 from mnist_ray.pipeline.capacity import Capacity
 from mnist_ray.pipeline.early_stopping import rungs
@@ -125,19 +125,19 @@ def _facts(spec: JobSpec, capacity: Capacity, upload_bytes: int | None) -> Itera
     yield "fixed trials", f"{min(len(spec.fixed_trials), search.num_trials)} of them: {parts}"
     yield "early stopping", _early_stopping(spec)
     yield "final round", f"{spec.most_final_trainings} trainings at most, the recipe's among them"
-    yield (
-        "retraining",
-        f"{_num_retrainings(spec)} trainings on {retrain.workers_in_words} workers, "
-        f"each {retrain.cpus_per_worker} CPUs and {retrain.gpus_per_worker} GPUs",
-    )
+    if retrain is None:
+        yield "retraining", "none: the models of the final round are tested"
+    else:
+        yield (
+            "retraining",
+            f"{_num_retrainings(retrain)} trainings on {retrain.workers_in_words} workers, "
+            f"each {retrain.cpus_per_worker} CPUs and {retrain.gpus_per_worker} GPUs",
+        )
     for stage, num_epochs, batches in _work(spec):
         steps = sorted({num_epochs * math.ceil(_num_train(spec, stage) / batch) for batch in batches})
         yield f"work, {stage}", f"{num_epochs:,} epochs at most, {' to '.join(f'{each:,}' for each in steps)} steps"
-    shares = []
-    for size in _batch_sizes(spec):
-        ends = sorted({size / retrain.most_workers, size / retrain.fewest_workers})
-        shares.append(f"{size}: {' to '.join(f'{share:g}' for share in ends)}")
-    yield "batch per worker", f"of a global batch of {', '.join(shares)}"
+    if retrain is not None:
+        yield "batch per worker", f"of a global batch of {', '.join(_shares(spec, retrain))}"
     if warning := spec.oversized_batch(_num_train(spec, "search")):
         yield "warning", warning
     folder = data.data_dir_of(spec.data.dir)
@@ -152,6 +152,13 @@ def _facts(spec: JobSpec, capacity: Capacity, upload_bytes: int | None) -> Itera
         yield "upload", f"{upload_bytes / 1e6:.1f} MB of the 100 MiB that Ray takes"
 
 
+def _shares(spec: JobSpec, retrain: Retrain) -> Iterator[str]:
+    """Yield a text for each batch size: how many images of a batch a worker gets."""
+    for size in _batch_sizes(spec):
+        ends = sorted({size / retrain.most_workers, size / retrain.fewest_workers})
+        yield f"{size}: {' to '.join(f'{share:g}' for share in ends)}"
+
+
 # Of this network on MNIST, rounded: docs/statistics.md says where they come from.
 SPREAD_OF_LOSS = Spread(seeds=0.0008, images=0.08)
 SPREAD_OF_ACCURACY = Spread(seeds=0.0005, images=0.04)
@@ -160,11 +167,12 @@ SPREAD_OF_ACCURACY = Spread(seeds=0.0005, images=0.04)
 def _verdict_fact(spec: JobSpec) -> str:
     """Say what decides, how wide an interval to expect, and whether "equivalent" can come out."""
     by = f"by {spec.decided_by.replace('_', ' ')}"
-    num_seeds, num_images = len(spec.retrain.seeds), data.DATA_SETS[spec.data.name].num_test
-    if not spec.retrain.baseline:
+    num_seeds, num_images = spec.num_tested_seeds, data.DATA_SETS[spec.data.name].num_test
+    if not spec.tests_baseline:
         return "none, since retrain.baseline is false"
     if num_seeds < FEWEST_SEEDS:
-        return f"{by}; of these networks alone and never 'equivalent': retrain.seeds has fewer than {FEWEST_SEEDS}"
+        key = "retrain.seeds" if spec.retrain else "final.seeds"
+        return f"{by}; of these networks alone and never 'equivalent': {key} has fewer than {FEWEST_SEEDS}"
     loss = expected_half_width(SPREAD_OF_LOSS, num_seeds, num_images)
     points = 100 * expected_half_width(SPREAD_OF_ACCURACY, num_seeds, num_images, step=1.0)
     assumed = "" if spec.data.name == "mnist" else ", if they spread as on MNIST"
@@ -208,13 +216,14 @@ def _work(spec: JobSpec) -> Iterator[tuple[str, int, set[int]]]:
     yield "search", spec.search.num_trials * spec.search.num_epochs, ends
     if spec.final:
         yield "final", spec.most_final_trainings * spec.final_epochs, ends
-    yield "retrain", _num_retrainings(spec) * spec.retrain.num_epochs, ends
+    if spec.retrain:
+        yield "retrain", _num_retrainings(spec.retrain) * spec.retrain.num_epochs, ends
 
 
-def _num_retrainings(spec: JobSpec) -> int:
+def _num_retrainings(retrain: Retrain) -> int:
     """Return the trainings of the retraining stage, those that are taken over from another run aside."""
-    with_baseline = spec.retrain.baseline and spec.retrain.baseline_from is None
-    return len(spec.retrain.seeds) * (2 if with_baseline else 1)
+    with_baseline = retrain.baseline and retrain.baseline_from is None
+    return len(retrain.seeds) * (2 if with_baseline else 1)
 
 
 # --- time --------------------------------------------------------------------------------------------------------
@@ -262,8 +271,9 @@ def _estimates(spec: JobSpec, capacity: Capacity, speed: Speed) -> list[Estimate
     if spec.final:
         rounds = math.ceil(spec.most_final_trainings / capacity.num_concurrent_trials(spec))
         estimates.append(Estimate("final", *(2 * [rounds * spec.final_epochs * epoch_s])))
-    alone_s = _num_retrainings(spec) * retrain.num_epochs * _num_train(spec, "retrain") * speed.image_s
-    estimates.append(Estimate("retrain", alone_s / capacity.num_workers(retrain), alone_s))
+    if retrain:
+        alone_s = _num_retrainings(retrain) * retrain.num_epochs * _num_train(spec, "retrain") * speed.image_s
+        estimates.append(Estimate("retrain", alone_s / capacity.num_workers(retrain), alone_s))
     return estimates
 
 

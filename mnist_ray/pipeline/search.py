@@ -9,7 +9,7 @@ from enum import Enum
 from typing import Protocol
 
 from mnist_ray.config import JobSpec, Stage, Status, TrainingConfig
-from mnist_ray.errors import TakenOverError
+from mnist_ray.errors import CorruptFileError, TakenOverError
 from mnist_ray.metrics import EpochMetrics
 from mnist_ray.pipeline.early_stopping import SuccessiveHalving
 from mnist_ray.pipeline.tasks import Execution, Failure, TrainingTask
@@ -114,8 +114,12 @@ class TrialController:
         early_stopping: SuccessiveHalving | None,
         num_concurrent: int,
         seconds_left: float | None = None,
+        model_of: Callable[[str], bytes] | None = None,
     ) -> None:
-        """early_stopping: None where every trial goes on to its end."""
+        """early_stopping: None where every trial goes on to its end.
+
+        model_of: the weights of a complete training, which are kept on record; None where they are not wanted.
+        """
         self.spec = spec
         self.source = source
         self.num_concurrent = num_concurrent
@@ -123,7 +127,8 @@ class TrialController:
         self._deadline = time.monotonic() + (float("inf") if seconds_left is None else seconds_left)
         self._writer = writer
         self._early_stopping = early_stopping
-        self._failure: OSError | TakenOverError | None = None
+        self._model_of = model_of
+        self._failure: OSError | CorruptFileError | TakenOverError | None = None
         recorded = [_copy(training) for training in writer.run.state.trainings(source.stage)]
         self._trainings = {training.id: training for training in recorded}
         self._interrupted = deque(training for training in recorded if training.ended is None)
@@ -277,6 +282,13 @@ class TrialController:
         self, training_id: str, execution: Execution, status: Status, reason: str | None, trace: str | None = None
     ) -> None:
         self._in_flight.remove(training_id)
+        model = None
+        if status == "complete" and self._model_of is not None:
+            try:
+                model = self._writer.put_blob(self._model_of(training_id), "model")
+            except (OSError, CorruptFileError, TakenOverError) as error:
+                self._failure = self._failure or error
+                return
         ended = TrainingEnded(
             id=training_id,
             status=status,
@@ -287,6 +299,7 @@ class TrialController:
             num_failures=execution.num_failures,
             steps=execution.steps,
             trace=trace,
+            model=model,
         )
         training = self._trainings[training_id]
         training.ended = ended

@@ -10,8 +10,8 @@ from functools import cached_property
 
 from mnist_ray import __version__, data
 from mnist_ray.callbacks import CallbackList, StageName, TrainingInfo, TrainingOutcome
-from mnist_ray.config import Hyperparameters, JobSpec, Role
-from mnist_ray.errors import InterruptedRunError, SpecError, TrainingFailedError
+from mnist_ray.config import Hyperparameters, JobSpec, Retrain, Role
+from mnist_ray.errors import CorruptFileError, InterruptedRunError, SpecError, TrainingFailedError
 from mnist_ray.metrics import EpochMetrics
 from mnist_ray.pipeline.backend import Backend, Connection, RetrainingFailedError
 from mnist_ray.pipeline.early_stopping import SuccessiveHalving
@@ -39,9 +39,10 @@ from mnist_ray.record.events import (
     TrainingCreated,
     TrainingEnded,
 )
-from mnist_ray.record.selection import RECIPE, Selection, final_trainings, ranked, select
+from mnist_ray.record.selection import RECIPE, Selection, final_trainings, finalist_trainings, ranked, select
 from mnist_ray.record.state import RunState, Training
 from mnist_ray.record.writer import RunWriter
+from mnist_ray.training.checkpoint import Checkpoints
 
 logger = logging.getLogger(__name__)
 
@@ -203,7 +204,8 @@ class Stages:
         self._writer.publish(FinalStarted(trainings=ids))
         with self._timed("final") as elapsed:
             new = PlannedFinal([plan for plan in planned if state.training(plan.id) is None])
-            controller = TrialController(self._spec, self._writer, new, None, num_concurrent)
+            model_of = self._final_model if self._spec.retrain is None else None
+            controller = TrialController(self._spec, self._writer, new, None, num_concurrent, model_of=model_of)
             connection.run_trials(controller, self._data.split, self._spec.search)
             self._writer.flush()
         num_ended = sum(map(self._state.has_ended, ids))
@@ -213,6 +215,16 @@ class Stages:
             )
         rests_on = state.number_of(SearchEnded)
         self._writer.publish(FinalEnded(trainings=ids, rests_on=rests_on, elapsed_s=elapsed.seconds))
+
+    def _final_model(self, training_id: str) -> bytes:
+        """Return the weights of a complete training, from its last checkpoint. Raises CorruptFileError, OSError."""
+        training = self._state.training(training_id)
+        assert training is not None, training_id
+        folder = self._run.paths.checkpoints(training_id)
+        saved = Checkpoints.of_owner(folder, self._writer.fencing_token, training.config).latest()
+        if saved is None or saved.completed_epochs < training.config.num_epochs:
+            raise CorruptFileError(f"{folder} holds no checkpoint of the last epoch: {RESUME}")
+        return saved.shipped_model()
 
     def _check_the_recipe(self) -> None:
         """Raise TrainingFailedError where the recipe failed in the final round: nothing can be compared with it."""
@@ -279,8 +291,8 @@ class Stages:
 
     def retrain(self, connection: Connection) -> None:
         """Train the selected configuration and the baseline on every seed. Raises TrainingFailedError."""
-        state = self._state
-        if state.retraining_is_current:
+        state, settings = self._state, self._spec.retrain
+        if settings is None or state.retraining_is_current:
             return
         self._roles = {plan.id: plan.role for plan in self._planned}
         still_open = [plan for plan in self._planned if not state.has_ended(plan.id)]
@@ -293,16 +305,16 @@ class Stages:
                     self._writer.record(TrainingCreated(id=plan.id, stage="retrain", config=plan.config))
             self._writer.flush()
             if still_open:
-                self._run_retrainings(connection, still_open)
+                self._run_retrainings(connection, still_open, settings)
             self._writer.flush()
         rests_on = self._state.number_of(ConfigurationSelected)
         self._writer.publish(RetrainingEnded(rests_on=rests_on, elapsed_s=elapsed.seconds))
 
-    def _run_retrainings(self, connection: Connection, plans: list[PlannedRetraining]) -> None:
+    def _run_retrainings(self, connection: Connection, plans: list[PlannedRetraining], settings: Retrain) -> None:
         tasks = [training_task(plan.id, plan.config, self._writer) for plan in plans]
-        settings, max_failures = self._spec.retrain, self._spec.max_failures
+        recorder = RetrainingRecorder(self._writer)
         try:
-            connection.retrain(tasks, self._data.whole, settings, max_failures, RetrainingRecorder(self._writer))
+            connection.retrain(tasks, self._data.whole, settings, self._spec.max_failures, recorder)
         except RetrainingFailedError as error:
             self._writer.publish(RetrainingFailed(error=str(error)))
             reason = str(error).strip().splitlines()[-1]
@@ -343,7 +355,12 @@ class Stages:
 def planned_retrainings(
     spec: JobSpec, trial: Training | None, selected: Hyperparameters
 ) -> tuple[PlannedRetraining, ...]:
-    """Return the selected configuration on every seed, then the baseline on every seed unless they are the same."""
+    """Return the selected configuration on every seed, then the baseline on every seed unless they are the same.
+
+    Without a retraining these are trainings of the final round, which have ended.
+    """
+    if spec.retrain is None:
+        return _tested_finalists(spec, trial, selected)
     name = f"retrain-{trial.id}" if trial else "train-recipe"
     plans: list[tuple[str, Role, Hyperparameters]] = [(name, "selected", selected)]
     if trial and selected == spec.baseline:
@@ -354,6 +371,23 @@ def planned_retrainings(
         PlannedRetraining(f"{name}-seed-{seed}", role, spec.training_config(values, spec.retrain.num_epochs, seed))
         for name, role, values in plans
         for seed in spec.retrain.seeds
+    )
+
+
+def _tested_finalists(
+    spec: JobSpec, trial: Training | None, selected: Hyperparameters
+) -> tuple[PlannedRetraining, ...]:
+    assert trial is not None, "without a search there is no final round"
+    sides: list[tuple[str, Role, Hyperparameters]] = [
+        (trial.id, "selected", selected),
+        (RECIPE, "baseline", spec.baseline),
+    ]
+    if selected == spec.baseline:
+        sides = [(RECIPE, "selected = baseline", selected)]
+    return tuple(
+        PlannedRetraining(training.id, role, training.config)
+        for name, role, values in sides
+        for training in finalist_trainings(spec, name, values)
     )
 
 

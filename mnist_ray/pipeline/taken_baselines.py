@@ -23,17 +23,18 @@ class TakenBaselines:
     def __init__(self, spec: JobSpec, facts: DataFacts) -> None:
         """facts: of this run's data. Raises SpecError that names what the other run lacks or has otherwise."""
         self._trainings: dict[TrainingConfig, Training] = {}
-        if spec.retrain.baseline_from is None:
+        retrain = spec.retrain
+        if retrain is None or retrain.baseline_from is None:
             return
-        self._run = find_run(spec.retrain.baseline_from, storage_path(spec.storage))
-        where = f"retrain.baseline_from {spec.retrain.baseline_from}"
+        self._run = find_run(retrain.baseline_from, storage_path(spec.storage))
+        where = f"retrain.baseline_from {retrain.baseline_from}"
         remedy = "make both specs alike there, or leave retrain.baseline_from out"
         started = self._run.state.started
         if started is None or started.data != facts:
             there = started.data if started else "none yet"
             raise SpecError(f"{where}: its data and split are others ({there} there, {facts} here): {remedy}")
-        for seed in spec.retrain.seeds:
-            config = spec.training_config(spec.baseline, spec.retrain.num_epochs, seed)
+        for seed in retrain.seeds:
+            config = spec.training_config(spec.baseline, retrain.num_epochs, seed)
             found = _retrained(self._run, config)
             if found is None:
                 raise SpecError(f"{where}: {_difference(self._run, config)}: {remedy}")

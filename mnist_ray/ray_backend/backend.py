@@ -43,7 +43,7 @@ class RayBackend:
 
         Nothing is known yet of a cluster that is joined, nor of this machine's GPUs.
         """
-        asks_for_gpus = spec.search.gpus_per_trial or spec.retrain.gpus_per_worker
+        asks_for_gpus = spec.search.gpus_per_trial or (spec.retrain and spec.retrain.gpus_per_worker)
         if not target_of(self.address).is_local or asks_for_gpus:
             return
         capacity = local_capacity()

@@ -10,9 +10,10 @@ EXPORTS_BYTES = 16 * (1 << 20)  # the report alone up to 8
 
 def bytes_needed(spec: JobSpec) -> int:
     """Estimate the most that a run takes in its folder: record, two checkpoints of each training, models, exports."""
-    num_retrainings = 2 * len(spec.retrain.seeds)
+    num_tested = 2 * spec.num_tested_seeds
+    num_retrainings = num_tested if spec.retrain else 0
     num_trials, num_finals = spec.search.num_trials, spec.most_final_trainings
     num_events = num_trials * (spec.search.num_epochs + 2) + num_finals * (spec.final_epochs + 2)
-    num_events += num_retrainings * (spec.retrain.num_epochs + 2) + 100
+    num_events += num_retrainings * (spec.tested_epochs + 2) + 100
     num_trainings = num_trials + num_finals + num_retrainings
-    return num_events * EVENT_BYTES + num_trainings * TRAINING_BYTES + num_retrainings * TESTED_BYTES + EXPORTS_BYTES
+    return num_events * EVENT_BYTES + num_trainings * TRAINING_BYTES + num_tested * TESTED_BYTES + EXPORTS_BYTES

@@ -63,7 +63,7 @@ def _models(run: RunDir, paths: RunPaths) -> dict[Path, bytes]:
     """Return the copies of the retrained models and of their test logits. Raises CorruptFileError."""
     state = run.state
     found = {}
-    for training in state.trainings("retrain"):
+    for training in [*state.trainings("final"), *state.trainings("retrain")]:
         if (weights := run.model(training.id)) is not None:
             found[paths.model(training.id)] = weights
     for training_id, tests in (state.tested.scores if state.tested else {}).items():
@@ -94,6 +94,7 @@ def selected_spec(spec: JobSpec, hyperparameters: Hyperparameters) -> JobSpec:
     content = spec.model_dump()
     for part in ("recipe", "training"):
         content[part] = {name: getattr(hyperparameters, name) for name in content[part]}
-    content["retrain"] |= {"baseline": False, "baseline_from": None}
+    kept = content["retrain"] or {"num_epochs": spec.final_epochs}
+    content["retrain"] = kept | {"baseline": False, "baseline_from": None}
     content["name"] = f"{spec.name[:59]}-best"
     return JobSpec.model_validate(content)

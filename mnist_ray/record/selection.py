@@ -70,13 +70,18 @@ def final_trainings(spec: JobSpec, trials: Iterable[Training]) -> list[FinalTrai
         if trial.config.hyperparameters != spec.baseline and len(finalists) < spec.final.top_k:
             finalists.setdefault(trial.config.hyperparameters, trial.id)
     finalists[spec.baseline] = RECIPE
+    return [training for values, name in finalists.items() for training in finalist_trainings(spec, name, values)]
+
+
+def finalist_trainings(spec: JobSpec, name: str, values: Hyperparameters) -> list[FinalTraining]:
+    """Return one configuration's trainings in the final round. name: its trial, or RECIPE."""
+    assert spec.final is not None
     return [
         FinalTraining(
             f"final-{name}-seed-{number}",
             name,
             spec.training_config(values, spec.final_epochs, seed_of_final(spec.seed, number)),
         )
-        for values, name in finalists.items()
         for number in range(spec.final.seeds)
     ]
 

@@ -65,7 +65,7 @@ def results_table(state: RunState) -> pd.DataFrame:
     order = {training_id: number for number, training_id in enumerate(roles)}  # the selected before the baseline
     retrained = sorted(state.trainings("retrain"), key=lambda training: order.get(training.id, len(order)))
     rows = [_row(training, "trial", state) for training in state.trainings("search")]
-    rows += [_row(training, "finalist", state) for training in state.trainings("final")]
+    rows += [_row(training, roles.get(training.id, "finalist"), state) for training in state.trainings("final")]
     rows += [_row(training, roles.get(training.id, "superseded"), state) for training in retrained]
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
 

@@ -16,13 +16,7 @@ def protocol(review: Review) -> list[str]:
     lines = [data, *_search_lines(review)]
     if selected:
         lines.append(f"Selected configuration: {selected.training or 'the baseline'}, at {minute(selected.at)}.")
-    sides = "the selected configuration"
-    if spec.retrain.baseline and review.search:
-        sides += " and the baseline"
-    lines.append(
-        f"Retraining: {sides}, {spec.retrain.num_epochs} epochs on all training images, validation included, seeds "
-        f"{', '.join(map(str, spec.retrain.seeds))}."
-    )
+    lines.append(_retraining_line(review))
     if spec.precision != "float32":
         lines.append(f"All trainings: convolutions in {spec.precision}, everything else in float32.")
     if opened is None:
@@ -30,6 +24,17 @@ def protocol(review: Review) -> list[str]:
     also = f", and {', '.join(spec.test.also)} with it" if spec.test.also else ""
     test = f"Test: opened once{also}, at {opened.at}, after the selection; later evaluations are not on this page."
     return [*lines, test]
+
+
+def _retraining_line(review: Review) -> str:
+    retrain = review.spec.retrain
+    if retrain is None:
+        return "No retraining: the models of the final round are tested, which have not seen the validation images."
+    sides = "the selected configuration and the baseline" if retrain.baseline and review.search else None
+    return (
+        f"Retraining: {sides or 'the selected configuration'}, {retrain.num_epochs} epochs on all training images, "
+        f"validation included, seeds {', '.join(map(str, retrain.seeds))}."
+    )
 
 
 def _search_lines(review: Review) -> list[str]:
@@ -62,10 +67,10 @@ def provenance(review: Review) -> list[tuple[str, str]]:
     code, cluster = started.provenance, started.cluster
     changes = " with uncommitted changes" if code.git_is_dirty else ""
     devices = sorted({str(device) for device in review.table["device"].dropna()})
-    threads = (
-        f"{spec.search.cpus_per_trial} thread a trial, {spec.retrain.workers_in_words} workers with "
-        f"{spec.retrain.cpus_per_worker} threads each in the retraining"
-    )
+    threads, seeds = f"{spec.search.cpus_per_trial} thread a trial", "those of the final round"
+    if retrain := spec.retrain:
+        threads += f", {retrain.workers_in_words} workers with {retrain.cpus_per_worker} threads each in the retraining"
+        seeds = ", ".join(map(str, retrain.seeds))
     return [
         ("spec, SHA-256", seal(spec.model_dump(mode="json"))),
         ("git commit", f"{code.git_commit}{changes}" if code.git_commit else "not in a repository"),
@@ -80,7 +85,7 @@ def provenance(review: Review) -> list[tuple[str, str]]:
         ("trained on", ", ".join(devices) or "nothing yet"),
         ("threads, workers", threads),
         ("seed of split and search", str(spec.seed)),
-        ("seeds of the retraining", ", ".join(map(str, spec.retrain.seeds))),
+        ("seeds of the tested models", seeds),
         ("sessions", "; ".join(start.at for start in review.state.starts)),
     ]
 

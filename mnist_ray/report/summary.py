@@ -72,10 +72,15 @@ def results_markdown(
         parts += [f"> ⚠ {cell('text', warning.text)}", ""]
         if warning.patch:
             parts += ["```yaml", warning.patch.rstrip(), "```", ""]
-    retrained, finals, trials = (table[table["stage"] == stage] for stage in ("retrain", "final", "search"))
+    finals, trials = (table[table["stage"] == stage] for stage in ("final", "search"))
+    retrained = table[(table["stage"] == "retrain") | ~table["role"].isin(["trial", "finalist"])]
     shown_of = partial(columns_in_use, trainings=[each for stage in STAGES for each in state.trainings(stage)])
     with_ensembles = [*retrained.to_dict("records"), *map(_ensemble_row, ensembles)]
-    parts += _section("Retrained models", pd.DataFrame(with_ensembles), shown_of(RETRAINED_COLUMNS))
+    parts += _section(
+        "Retrained models" if spec.retrain else "Tested models",
+        pd.DataFrame(with_ensembles),
+        shown_of(RETRAINED_COLUMNS),
+    )
     parts += _section("The final round", finals, shown_of(FINAL_COLUMNS))
     complete_first = trials.assign(_rank=trials["status"].map({"complete": 0}).fillna(1))
     is_ascending = [True, direction(spec.search) == "minimize"]

@@ -92,7 +92,7 @@ def missing_stages(review: Review) -> list[str]:
             missing.append("the final round of the best configurations and the recipe")
         if not state.selected:
             missing.append("the selection of a configuration")
-    if not state.retrained:
+    if spec.retrain and not state.retrained:
         planned = state.selected.retrainings if state.selected else ()
         num_ended = sum(state.has_ended(plan.id) for plan in planned)
         missing.append(f"the retraining: {num_ended} of {len(planned)} have ended" if planned else "the retraining")

@@ -68,6 +68,11 @@ class SavedState:
         completed_epochs, rows = json.loads(head)
         return cls(completed_epochs, [EpochMetrics.from_columns(row) for row in rows], tensors)
 
+    def shipped_model(self) -> bytes:
+        """Return the weights that a finished training ships, the averaged ones where there are any (model_to_bytes)."""
+        tensors = load(self.tensors)
+        return save(_below("average.", tensors) or _below("model.", tensors), metadata={"format": "pt"})
+
     def put_into(self, state: TrainState) -> None:
         """state: made by `TrainState.initial` for the same config."""
         tensors = load(self.tensors)

@@ -140,12 +140,14 @@ def test_first_nodes_suffice_for_the_job(name: str) -> None:
     cpu = launcher["available_node_types"]["cpu"]
     spec = load_spec(REPOSITORY / parsed.spec, parsed.set)
     assert spec.autoscaling.cpus == cpu["max_workers"] * cpu["resources"]["CPU"]
+    assert spec.retrain is not None
     needed = max(spec.retrain.workers * spec.retrain.cpus_per_worker, spec.search.cpus_per_trial)
     assert cpu["min_workers"] * cpu["resources"]["CPU"] >= needed
     assert cpu["max_workers"] <= launcher["max_workers"]
     gpu = launcher["available_node_types"]["gpu"]
     spec = load_spec(REPOSITORY / "jobs" / "mnist-gpu.yaml")
     (workers,) = re.findall(r"min_workers: 0  # (\d+) for jobs/mnist-gpu.yaml", text(name))
+    assert spec.retrain is not None
     assert int(workers) * gpu["resources"]["GPU"] >= spec.retrain.workers * spec.retrain.gpus_per_worker
     assert int(workers) <= launcher["max_workers"]
 

@@ -189,6 +189,7 @@ def test_first_nodes_suffice_for_the_spec(overlay: str) -> None:
         assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
         cpus += group["replicas"] * int(limits["cpu"])
         gpus += group["replicas"] * int(limits.get("nvidia.com/gpu", 0))
+    assert spec.retrain is not None
     assert cpus >= max(spec.retrain.fewest_workers * spec.retrain.cpus_per_worker, spec.search.cpus_per_trial)
     assert gpus >= max(spec.retrain.fewest_workers * spec.retrain.gpus_per_worker, spec.search.gpus_per_trial)
 

@@ -91,7 +91,7 @@ def uses(made: MadeRun) -> dict[str, Callable[[], object]]:
     """Return everything that reads from a run's folder, as commands and as functions."""
     run, spec = made.run, made.spec
     paths = run.paths
-    config = spec.training_config(spec.baseline, spec.retrain.num_epochs, 0)
+    config = spec.training_config(spec.baseline, spec.tested_epochs, 0)
     functions: dict[str, Callable[[], object]] = {
         "read the tables": lambda: (read_results(paths.results_csv), read_results(paths.results_parquet)),
         "train the best again": lambda: load_spec(paths.selected_spec),

@@ -10,6 +10,7 @@ import optuna
 import pytest
 
 from mnist_ray import (
+    Callback,
     JobSpec,
     LocalBackend,
     RunDir,
@@ -21,6 +22,7 @@ from mnist_ray import (
     train_job,
     write_report,
 )
+from mnist_ray.callbacks import TrainingInfo, TrainingOutcome
 from mnist_ray.errors import TrainingFailedError
 from mnist_ray.pipeline.prediction import evaluate_run
 from mnist_ray.record.events import RunTaken, kind_of
@@ -35,6 +37,14 @@ def _small_jobs() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         use_few_images(patch)
         yield
+
+
+class StopInTheFinal(Callback):
+    """Interrupts the run, as Ctrl-C does, when a training of the final round has ended."""
+
+    def on_training_end(self, training: TrainingInfo, outcome: TrainingOutcome) -> None:
+        if training.stage == "final":
+            raise KeyboardInterrupt
 
 
 def job_spec(storage: Path, **changes: Any) -> JobSpec:
@@ -78,7 +88,7 @@ def test_final_decides_the_selection(finished: tuple[JobSpec, RunDir]) -> None:
     finals = table[table["role"] == "finalist"]
     best_two = complete["id"].head(2).tolist()
     assert set(finals["id"]) == {f"final-{name}-seed-{number}" for name in ["recipe", *best_two] for number in (0, 1)}
-    assert (finals["status"] == "complete").all() and (finals["epochs_done"] == spec.retrain.num_epochs).all()
+    assert (finals["status"] == "complete").all() and (finals["epochs_done"] == spec.final_epochs).all()
     assert finals["seed"].nunique() == 2
     assert not set(finals["seed"]) & {*table[table["stage"] != "final"]["seed"]}
     means = finals.groupby(finals["id"].str.extract("final-(.*)-seed", expand=False))["val_loss"].mean()
@@ -108,6 +118,43 @@ def test_winning_recipe_is_retrained_once(tmp_path: Path) -> None:
     assert [(plan.id, plan.role) for plan in selected.retrainings] == [("retrain-recipe-seed-0", "selected = baseline")]
     assert run.state.tested is not None and set(run.state.tested.scores) == {"retrain-recipe-seed-0"}
     assert load_spec(run.paths.selected_spec).baseline == job_spec(tmp_path).baseline
+
+
+def test_final_models_are_tested_without_retraining(tmp_path: Path) -> None:
+    """Whatever wins: each side's models of the final round, which are read like retrained ones."""
+    spec = job_spec(tmp_path, retrain=None, final={"top_k": 1, "seeds": 2, "num_epochs": 3, "keep_recipe_within_se": 0})
+    run = run_job(spec, LocalBackend())
+    selected = run.state.selected
+    assert selected is not None and run.state.tested is not None
+    assert run.state.trainings("retrain") == [] and run.state.retrained is None
+    assert set(run.state.tested.scores) == {training.id for training in run.state.trainings("final")}
+    sides = [(plan.id.rpartition("-seed-")[0], plan.role) for plan in selected.retrainings]
+    assert sides == [(f"final-{selected.training}", "selected")] * 2 + [("final-recipe", "baseline")] * 2
+    assert evaluate_run(run) == {name: tests["test"].score for name, tests in run.state.tested.scores.items()}
+    review = write_report(run)
+    assert "Tested models" in run.paths.results_markdown.read_text()
+    assert any(line.startswith("baseline (seed ") for line in review.summary())
+    assert load_spec(run.paths.selected_spec).tested_epochs == 3
+
+
+def test_stopped_final_round_keeps_its_models(tmp_path: Path) -> None:
+    """Stopped after its first training, and gone on with."""
+    spec = job_spec(tmp_path, retrain=None)
+    undisturbed = run_job(spec.model_copy(update={"name": "undisturbed"}), LocalBackend())
+    with pytest.raises(KeyboardInterrupt):
+        run_job(spec, LocalBackend(), callbacks=[StopInTheFinal()])
+    run = run_job(spec, LocalBackend())
+    ids = [training.id for training in undisturbed.state.trainings("final")]
+    assert ids == [training.id for training in run.state.trainings("final")]
+    assert [run.model(each) for each in ids] == [undisturbed.model(each) for each in ids]
+    assert None not in {run.model(each) for each in ids}
+
+
+def test_retraining_cannot_be_left_out_alone(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="final is null: leave one of them out"):
+        job_spec(tmp_path, retrain=None, final=None)
+    with pytest.raises(SpecError, match="'mnist-ray train' does not have"):
+        train_job(job_spec(tmp_path, retrain=None), LocalBackend())
 
 
 def test_failing_recipe_ends_the_run(tmp_path: Path) -> None:

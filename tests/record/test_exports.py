@@ -43,6 +43,7 @@ def test_outcomes_are_readable_by_programs(whole_run: RunDir) -> None:
 def test_the_selected_spec_trains_again(whole_run: RunDir) -> None:
     best = load_spec(whole_run.paths.selected_spec)
     assert best.starting_point == Hyperparameters(learning_rate=0.003, dropout=0.1, batch_size=64)
+    assert SPEC.retrain is not None
     assert best.retrain == SPEC.retrain.model_copy(update={"baseline": False})
     assert (best.data, best.seed) == (SPEC.data, SPEC.seed)
     assert best.name == "example-best"

@@ -12,7 +12,7 @@ from safetensors.numpy import save
 from scipy.special import log_softmax
 
 from mnist_ray import __version__
-from mnist_ray.config import Hyperparameters, JobSpec, Role, Status, TrainingConfig, parse_spec
+from mnist_ray.config import Hyperparameters, JobSpec, Retrain, Role, Status, TrainingConfig, parse_spec
 from mnist_ray.metrics import EpochMetrics, Score
 from mnist_ray.record.event_log import Numbered
 from mnist_ray.record.events import (
@@ -191,17 +191,22 @@ class Maker:
         sides: list[tuple[str, Role, Hyperparameters]] = [(name, "selected", values)]
         if trial and values == self._spec.baseline:
             sides = [("retrain-baseline", "selected = baseline", values)]
-        elif trial and self._spec.retrain.baseline:
+        elif trial and self._retrain.baseline:
             sides.append(("retrain-baseline", "baseline", self._spec.baseline))
         return tuple(
             PlannedRetraining(f"{name}-seed-{seed}", role, self._spec.training_config(side, self._num_retrained, seed))
             for name, role, side in sides
-            for seed in self._spec.retrain.seeds
+            for seed in self._retrain.seeds
         )
 
     @property
     def _num_retrained(self) -> int:
-        return self._spec.retrain.num_epochs
+        return self._retrain.num_epochs
+
+    @property
+    def _retrain(self) -> Retrain:
+        assert self._spec.retrain is not None
+        return self._spec.retrain
 
     def _planned(self) -> tuple[PlannedRetraining, ...]:
         assert self._state.selected is not None

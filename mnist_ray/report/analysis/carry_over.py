@@ -14,11 +14,11 @@ from mnist_ray.report.formatting import epochs, points
 
 def describe_carry_over(state: RunState, spec: JobSpec) -> list[Finding]:
     """Say that the budgets differ, and how far ahead the selected configuration was after either of them."""
-    short, long = spec.search.num_epochs, spec.retrain.num_epochs
+    short, long = spec.search.num_epochs, spec.tested_epochs
     if short == long:
         return []
     text = (
-        f"The search trained for {epochs(short)}, the retraining for {long}: what is best after the one need not be "
+        f"The search trained for {epochs(short)}, the tested models for {long}: what is best after the one need not be "
         "best after the other."
     )
     selected, baseline = (
