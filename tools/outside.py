@@ -12,6 +12,7 @@ import platform
 import shlex
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -278,9 +279,10 @@ def home_without_rights(work: Workspace) -> None:
 def not_root(work: Workspace) -> None:
     """The user nobody."""
     _need_root()
-    become = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
-    seen = subprocess.run([*become, sys.executable, "-c", "import ray"], cwd="/", capture_output=True, check=False)
-    if seen.returncode:
+    become = [*_python_for_all(), "setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+    # A child of a child, since `setpriv` itself may still start what its user may not.
+    probe = "import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', 'import ray']))"
+    if subprocess.run([*become, sys.executable, "-c", probe], cwd="/", capture_output=True, check=False).returncode:
         raise NotTriedError(f"the user nobody cannot run {sys.executable} with its packages")
     home = work.folder / "home"
     home.mkdir()
@@ -316,6 +318,19 @@ CASES: tuple[Callable[[Workspace], None], ...] = (
     not_root,
     long_path,
 )
+
+
+def _python_for_all() -> list[str]:
+    """Return the words before a command that open the interpreter's folder to all, where it lies in one like /root."""
+    folders = [*reversed(Path(sys.base_prefix).resolve().parents), Path(sys.base_prefix).resolve()]
+    closed = next((folder for folder in folders if not folder.stat().st_mode & stat.S_IXOTH), None)
+    if closed is None:
+        return []
+    script = (
+        'hidden=$(mktemp -d) && mount --bind "$1" "$hidden" && mount -t tmpfs -o mode=755 tmpfs "$0" && '
+        'mkdir -p "$1" && mount --bind "$hidden" "$1" && shift && exec "$@"'
+    )
+    return ["unshare", "--mount", "bash", "-c", script, str(closed), sys.base_prefix]
 
 
 def _need_root() -> None:
