@@ -4,6 +4,7 @@ import argparse
 import os
 import socket
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -40,6 +41,30 @@ def is_running(pid: int) -> bool:
         return False
 
 
+class Watch(threading.Thread):
+    """Ends this process when a node did not start or the time is over, even while Ray waits for an answer.
+
+    Ray waits for minutes where something else listens at the head's address.
+    """
+
+    def __init__(self, pids: list[int], seconds: float, count: int) -> None:
+        super().__init__(daemon=True)
+        self._pids, self._seconds, self._count = pids, seconds, count
+        self.num_there = 0
+
+    def run(self) -> None:
+        give_up_at = time.monotonic() + self._seconds
+        while all(map(is_running, self._pids)) and time.monotonic() < give_up_at:
+            time.sleep(0.5)
+        there = f"{self.num_there} of {self._count}"
+        if time.monotonic() < give_up_at:
+            reason = f"a node of Ray did not start ({there} are there): see above"
+        else:
+            reason = f"{there} nodes joined within {self._seconds:g} s"
+        os.write(2, f"{reason}\n".encode())
+        os._exit(NEVER_STARTED)
+
+
 def main() -> int:
     """Return 0 once the nodes are there."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -49,14 +74,10 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=WAIT_S, help="how long to wait")
     options = parser.parse_args()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    give_up_at = time.monotonic() + options.seconds
-    while (num := num_nodes(options.address)) < options.count:
-        if not all(map(is_running, options.while_running)):
-            print(f"a node of Ray did not start ({num} of {options.count} are there): see above", file=sys.stderr)
-            return NEVER_STARTED
-        if time.monotonic() > give_up_at:
-            print(f"{num} of {options.count} nodes joined within {options.seconds:g} s", file=sys.stderr)
-            return NEVER_STARTED
+    watch = Watch(options.while_running, options.seconds, options.count)
+    watch.start()
+    while watch.num_there < options.count:
+        watch.num_there = num_nodes(options.address)
         time.sleep(1)
     return 0
 

@@ -168,12 +168,13 @@ def _download_from(address: str, download: Download, work: Path, timeout_s: floa
     """
     pooch.get_logger().setLevel("WARNING")  # otherwise pooch prints a line for every file
     progress, finished = _Progress(), Future[Path]()
+    responses: list[requests.Response] = []
     http = pooch.HTTPDownloader(
         progressbar=progress,
         chunk_size=CHUNK_BYTES,
         timeout=2 * timeout_s,  # only ends a thread that was given up
         headers={"User-Agent": "mnist_ray", "Accept-Encoding": "identity"},
-        hooks={"response": _keep_packed},
+        hooks={"response": [_keep_packed, lambda response, **_: responses.append(response)]},
     )
 
     def receive(address: str, path: str, _: object) -> None:
@@ -187,9 +188,10 @@ def _download_from(address: str, download: Download, work: Path, timeout_s: floa
         try:
             finished.set_result(Path(pooch.retrieve(address, download.sha256, download.name, work, downloader=receive)))
         except Exception as error:
-            if isinstance(error, requests.RequestException) and error.response is not None:
-                error.response.close()  # pooch leaves a refused request open
             finished.set_exception(error)
+        finally:
+            for response in responses:  # pooch leaves those open that failed
+                response.close()
 
     threading.Thread(target=run, daemon=True).start()
     try:

@@ -1,5 +1,6 @@
 """The Slurm job on a real Slurm of two nodes, each a network namespace with its own munged and slurmd. Needs root."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -195,7 +196,9 @@ def test_stopped_job_goes_on(slurm: Slurm) -> None:
     assert slurm.run.state.trainings("search")[0] == first
     assert json.loads((slurm.run.path / "result.json").read_text())
     assert slurm.run.state.tested is not None
-    wait_for("the end of all processes", lambda: left_behind(slurm) == [], 240)
+    with contextlib.suppress(RuntimeError):
+        wait_for("the end of all processes", lambda: left_behind(slurm) == [], 120)
+    assert left_behind(slurm) == []
 
 
 @pytest.mark.timeout(300)
