@@ -1,8 +1,9 @@
-"""The wait for the nodes of a Slurm job ends with the process that was to start them, whatever listens at the address."""
+"""The wait for the nodes of a Slurm job ends with the process that starts them, whatever listens at the address."""
 
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +14,7 @@ SCRIPT = REPOSITORY / "cluster" / "slurm" / "wait_for_nodes.py"
 
 def wait_for_nodes(port: int, *options: str) -> "subprocess.CompletedProcess[str]":
     """Run the script; with Ray's own limits it would take minutes."""
-    command = [sys.executable, SCRIPT, f"127.0.0.1:{port}", "2", *options]
+    command: list[str | Path] = [sys.executable, SCRIPT, f"127.0.0.1:{port}", "2", *options]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
