@@ -58,7 +58,10 @@ def _lightness(path: Path) -> Values:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, about damaged parts that do not matter and many pixels
             with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-                _check_size(image.size, path)
+                width, height = image.size
+                if width * height > MOST_PIXELS:
+                    size = f"{width}x{height} pixels, more than {MOST_PIXELS:,}"
+                    raise ImageFileError(f"{path}: it has {size}: make it smaller")
                 image.load()
                 return _lightness_of(ImageOps.exif_transpose(image))
     except ImageFileError:
@@ -70,11 +73,6 @@ def _lightness(path: Path) -> Values:
     except Exception as error:  # decoders raise anything on a damaged file: SyntaxError, IndexError, MemoryError ...
         reason = " ".join(str(error).split())[:100] or type(error).__name__
         raise ImageFileError(f"{path}: it is damaged or of an unusual kind ({reason}): save it as PNG") from None
-
-
-def _check_size(size: tuple[int, int], path: Path) -> None:
-    if size[0] * size[1] > MOST_PIXELS:
-        raise ImageFileError(f"{path}: it has {size[0]}x{size[1]} pixels, more than {MOST_PIXELS:,}: make it smaller")
 
 
 def _lightness_of(image: Image.Image) -> Values:

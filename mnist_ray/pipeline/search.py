@@ -129,7 +129,10 @@ class TrialController:
         self._early_stopping = early_stopping
         self._model_of = model_of
         self._failure: OSError | CorruptFileError | TakenOverError | None = None
-        recorded = [_copy(training) for training in writer.run.state.trainings(source.stage)]
+        recorded = [
+            replace(training, history=list(training.history), reported_at=list(training.reported_at))
+            for training in writer.run.state.trainings(source.stage)
+        ]
         self._trainings = {training.id: training for training in recorded}
         self._interrupted = deque(training for training in recorded if training.ended is None)
         self._created: deque[tuple[int, Training]] = deque()  # with the numbers of their events, not handed out yet
@@ -319,7 +322,3 @@ def training_task(training_id: str, config: TrainingConfig, writer: RunWriter) -
     return TrainingTask(
         training_id, config, str(paths.checkpoints(training_id)), writer.fencing_token, str(paths.first_file)
     )
-
-
-def _copy(training: Training) -> Training:
-    return replace(training, history=list(training.history), reported_at=list(training.reported_at))

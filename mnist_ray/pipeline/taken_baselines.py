@@ -35,7 +35,8 @@ class TakenBaselines:
             raise SpecError(f"{where}: its data and split are others ({there} there, {facts} here): {remedy}")
         for seed in retrain.seeds:
             config = spec.training_config(spec.baseline, retrain.num_epochs, seed)
-            found = _retrained(self._run, config)
+            retrained = (each for each in self._run.state.trainings("retrain") if each.ended)
+            found = next((each for each in retrained if each.status == "complete" and each.config == config), None)
             if found is None:
                 raise SpecError(f"{where}: {_difference(self._run, config)}: {remedy}")
             self._trainings[config] = found
@@ -56,16 +57,11 @@ class TakenBaselines:
         return True
 
 
-def _retrained(run: RunDir, config: TrainingConfig) -> Training | None:
-    """Return a run's complete retraining of a configuration."""
-    complete = (each for each in run.state.trainings("retrain") if each.status == "complete" and each.ended)
-    return next((each for each in complete if each.config == config), None)
-
-
 def _difference(run: RunDir, config: TrainingConfig) -> str:
     """Say what keeps a run's baseline from being the one that is wanted."""
     wanted = config.model_dump()
-    baselines = [plan.config.model_dump() for plan in _planned(run) if plan.role.endswith("baseline")]
+    planned = run.state.selected.retrainings if run.state.selected else ()
+    baselines = [plan.config.model_dump() for plan in planned if plan.role.endswith("baseline")]
     same_seed = next((each for each in baselines if each["seed"] == config.seed), None)
     if same_seed is None:
         return f"it retrained no baseline with seed {config.seed}"
@@ -73,7 +69,3 @@ def _difference(run: RunDir, config: TrainingConfig) -> str:
         f"{key} {same_seed[key]} there, {value} here" for key, value in wanted.items() if same_seed[key] != value
     ]
     return "; ".join(differing) or f"its baseline with seed {config.seed} is not complete"
-
-
-def _planned(run: RunDir) -> tuple[PlannedRetraining, ...]:
-    return run.state.selected.retrainings if run.state.selected else ()

@@ -32,7 +32,7 @@ def search_times(trials: Sequence[Training], num_slots: int) -> SearchTimes:
     spans = [_training_spans(trial) for trial in trials]
     start_ups = [_start_up_s(trial) for trial in trials]
     began = min(_seconds(trial.created_at) for trial in trials)
-    ended = sorted(_seconds(_end(trial)) for trial in trials)[-2]  # then a single one remains
+    ended = sorted(_seconds(trial.ended.at) for trial in trials if trial.ended)[-2]  # then a single one remains
     busy_s = sum(max(min(end, ended) - start, 0.0) for trial_spans in spans for start, end in trial_spans)
     return SearchTimes(
         first_start_up_s=max(start_ups[:num_slots]),
@@ -91,11 +91,6 @@ def stage_times(state: RunState) -> list[StageTime]:
 
 def _computing_s(trainings: Sequence[Training]) -> float:
     return sum(training.elapsed_s for training in trainings)
-
-
-def _end(training: Training) -> str:
-    assert training.ended is not None, training.id
-    return training.ended.at
 
 
 def _start_up_s(training: Training) -> float:

@@ -23,17 +23,15 @@ def model_card(review: Review, model: RetrainedModel) -> str:
         score=score,
         accuracy=percent(score.accuracy),
         interval=interval_in_percent(wilson(score.num_correct, score.num_examples)),
-        calibration=_calibration(review),
+        calibration=(
+            "Calibration: not on record."
+            if review.predictions is None
+            else f"Expected calibration error over {NUM_BINS} bins: {percent(review.predictions.calibration_error())}."
+        ),
         verdict=review.verdict.sentence,
         hyperparameters=hyperparameters_in_words(model.training.config),
         source=_source(review),
     )
-
-
-def _calibration(review: Review) -> str:
-    if review.predictions is None:
-        return "Calibration: not on record."
-    return f"Expected calibration error over {NUM_BINS} bins: {percent(review.predictions.calibration_error())}."
 
 
 def _source(review: Review) -> str:

@@ -75,7 +75,11 @@ def results_markdown(
     finals, trials = (table[table["stage"] == stage] for stage in ("final", "search"))
     retrained = table[(table["stage"] == "retrain") | ~table["role"].isin(["trial", "finalist"])]
     shown_of = partial(columns_in_use, trainings=[each for stage in STAGES for each in state.trainings(stage)])
-    with_ensembles = [*retrained.to_dict("records"), *map(_ensemble_row, ensembles)]
+    of_ensembles = [
+        {"role": each.label, "seed": ", ".join(map(str, each.seeds)), **each.predictions.score.columns("test")}
+        for each in ensembles
+    ]
+    with_ensembles = [*retrained.to_dict("records"), *of_ensembles]
     parts += _section(
         "Retrained models" if spec.retrain else "Tested models",
         pd.DataFrame(with_ensembles),
@@ -90,11 +94,6 @@ def results_markdown(
     if search is not None:
         parts += ["## The search", "", *(f"- {cell('text', sentence)}" for sentence in search.sentences), ""]
     return "\n".join(parts)
-
-
-def _ensemble_row(ensemble: Ensemble) -> dict[str, object]:
-    seeds = ", ".join(map(str, ensemble.seeds))
-    return {"role": ensemble.label, "seed": seeds, **ensemble.predictions.score.columns("test")}
 
 
 def _section(title: str, table: pd.DataFrame, columns: Sequence[str]) -> list[str]:

@@ -13,7 +13,6 @@ from PIL import Image
 
 from mnist_ray.config import SecondTest
 from mnist_ray.metrics import Score
-from mnist_ray.record.judgement import Ensemble
 from mnist_ray.record.models import RetrainedModel, retrained_models
 from mnist_ray.record.predictions import NUM_CLASSES, Predictions, images_of_test, predictions
 from mnist_ray.record.rundir import RunDir
@@ -58,7 +57,10 @@ def models(review: Review) -> Table:
         "training",
     ]  # fmt: skip
     rows = [_model_row(review.run, model, shown) for model in retrained]
-    rows += [_ensemble_row(each, shown) for each in review.ensembles]
+    for ensemble in review.ensembles:
+        scored = _scored(ensemble.predictions.score, ensemble.predictions)
+        seeds = ", ".join(map(str, ensemble.seeds))
+        rows.append([ensemble.label, seeds, *("" for _ in shown), "", *scored, ""])
     return Table(headings, rows)
 
 
@@ -70,12 +72,6 @@ def _model_row(run: RunDir, model: RetrainedModel, shown: Sequence[str]) -> list
     values = [hyperparameter(training.config, name) for name in shown]
     identity = [model.side, str(training.config.seed), *values, str(training.epochs_done)]
     return [*identity, *scored, seconds(training.elapsed_s)]
-
-
-def _ensemble_row(ensemble: Ensemble, shown: Sequence[str]) -> list[str]:
-    seeds = ", ".join(map(str, ensemble.seeds))
-    scored = _scored(ensemble.predictions.score, ensemble.predictions)
-    return [ensemble.label, seeds, *("" for _ in shown), "", *scored, ""]
 
 
 def _scored(score: Score, found: Predictions | None) -> list[str]:
