@@ -9,7 +9,7 @@ from mnist_ray.record.paths import RunPaths
 from mnist_ray.record.predictions import predictions
 from mnist_ray.record.rundir import RunDir, num_exported
 from mnist_ray.record.state import RunState
-from mnist_ray.record.study import write_study
+from mnist_ray.record.study_file import write_study
 from mnist_ray.record.tables import STAGES, history_table, results_csv, results_table
 from mnist_ray.storage.files import StoragePath, exists, read, replace_atomic, write_atomic, write_json
 

@@ -1,11 +1,9 @@
 """The Optuna study of a search: what to try next, and what each trial came to."""
 
 import hashlib
-import sqlite3
 import warnings
 from collections.abc import Sequence
 from datetime import datetime, tzinfo
-from pathlib import Path
 from typing import Any, Literal
 
 import optuna
@@ -15,7 +13,6 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from mnist_ray.config import Choices, Hyperparameters, JobSpec, Range, Search, Value, is_whole
 from mnist_ray.record.shortlist import ShortlistStorage
 from mnist_ray.record.state import Training
-from mnist_ray.storage.files import StoragePath, replace_atomic
 
 STATES = {
     "complete": TrialState.COMPLETE,
@@ -39,7 +36,7 @@ class SearchStudy:
         self._spec = spec
         self._space = always_suggested(spec.search)
         is_maximized = direction(spec.search) == "maximize"
-        self._study = _new_study(spec.search, storage=ShortlistStorage(is_maximized))
+        self._study = new_study(spec.search, storage=ShortlistStorage(is_maximized))
         self.num_suggested = len(trainings)  # counted here, because the study copies every trial that it lists
         self._running: dict[int, optuna.Trial] = {}
         self._known_epochs: dict[int, set[int]] = {}  # of running trials that were on record at the start
@@ -95,7 +92,8 @@ class SearchStudy:
         self._study.tell(running, value, STATES[training.status])
 
 
-def _new_study(search: Search, **where: Any) -> optuna.Study:
+def new_study(search: Search, **where: Any) -> optuna.Study:
+    """Return a study without trials; in memory, unless `where` gives `create_study` a storage."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna.create_study(direction=direction(search), **where)
 
@@ -131,28 +129,16 @@ def _sampler(seed: int, search: Search, space: dict[str, BaseDistribution]) -> o
         )
 
 
-def write_study(path: StoragePath, spec: JobSpec, trainings: Sequence[Training]) -> None:
-    """Write the study as a SQLite file that Optuna and its dashboard open."""
-
-    def write(beside: Path) -> None:
-        # Without the path in the address, where "?" and "%" would mean something.
-        storage = optuna.storages.RDBStorage(
-            "sqlite:///study.sqlite3", engine_kwargs={"creator": lambda: sqlite3.connect(beside)}
-        )
-        study_of(spec, trainings, storage=storage, study_name=spec.name)
-        storage.engine.dispose()
-
-    replace_atomic(path, write)
-
-
-def study_of(spec: JobSpec, trainings: Sequence[Training], zone: tzinfo | None = None, **where: Any) -> optuna.Study:
-    """The study with these trials in it; in memory, unless `where` gives `create_study` a storage.
-
-    zone: of its times; by default the machine's, as Optuna has it.
-    """
-    study = _new_study(spec.search, **where)
-    study.add_trials([_as_trial(training, spec, zone) for training in trainings])
+def study_of(spec: JobSpec, trainings: Sequence[Training], zone: tzinfo | None = None) -> optuna.Study:
+    """Return the study with these trials in it, in memory. zone: of its times; by default the machine's."""
+    study = new_study(spec.search)
+    study.add_trials(frozen_trials(spec, trainings, zone))
     return study
+
+
+def frozen_trials(spec: JobSpec, trainings: Sequence[Training], zone: tzinfo | None = None) -> list[FrozenTrial]:
+    """Return a search's trials as Optuna has them. zone: of their times; by default the machine's."""
+    return [_as_trial(training, spec, zone) for training in trainings]
 
 
 def seed_of_trial(seed: int, number: int) -> int:

@@ -1,8 +1,11 @@
 """An interrupted search suggests what it would have suggested, and the study shows each trial as it was."""
 
+import contextlib
 import math
 import random
 import shutil
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,7 +24,8 @@ from mnist_ray.record.event_log import Numbered
 from mnist_ray.record.events import EpochReported, Event, TrainingCreated, TrainingEnded
 from mnist_ray.record.selection import select
 from mnist_ray.record.state import RunState, Training
-from mnist_ray.record.study import SearchStudy, distributions, seed_of_trial, write_study
+from mnist_ray.record.study import SearchStudy, distributions, frozen_trials, new_study, seed_of_trial
+from mnist_ray.record.study_file import write_study
 from tests.record.examples import SPEC, a_training, created, ended, reported, writing
 
 SPACES: dict[str, dict[str, Any]] = {
@@ -419,6 +423,43 @@ def test_studies_show_trials_as_recorded(searched: Searched) -> None:
         assert (trial.datetime_complete is None) == (training.status is None)
         if trial.datetime_complete is not None:
             assert trial.datetime_start <= trial.datetime_complete
+
+
+@pytest.fixture(params=["UTC", "Asia/Kathmandu"])
+def _zone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", request.param)
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.mark.usefixtures("_zone")
+@pytest.mark.parametrize("space", SPACES)
+def test_files_are_those_of_optuna(tmp_path: Path, space: str) -> None:
+    """Every trial is read back as if Optuna's own storage had written it; one trial is still open."""
+    simulated = Simulated(a_spec(space))
+    for step, _ in enumerate(simulated.steps()):
+        if step == 25:
+            break
+    spec, trainings = simulated.spec, simulated.trainings
+    assert {training.status for training in trainings} > {None, "complete"}
+    ours, theirs = tmp_path / "ours.sqlite3", tmp_path / "theirs.sqlite3"
+    write_study(ours, spec, trainings)
+    storage = optuna.storages.RDBStorage(f"sqlite:///{theirs}")
+    new_study(spec.search, storage=storage, study_name=spec.name).add_trials(frozen_trials(spec, trainings))
+    storage.engine.dispose()
+    with opened(ours, spec.name) as one, opened(theirs, spec.name) as other:
+        assert one.trials == other.trials
+        assert one.direction == other.direction
+    with contextlib.closing(sqlite3.connect(ours)) as one, contextlib.closing(sqlite3.connect(theirs)) as other:
+        assert schema(one) == schema(other)
+
+
+def schema(connection: sqlite3.Connection) -> list[tuple[str, int]]:
+    """Return the statements that make the tables, each with the number of rows."""
+    made = connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table' ORDER BY name").fetchall()
+    return [(sql, connection.execute(f"SELECT count(*) FROM {name}").fetchone()[0]) for name, sql in made]
 
 
 @pytest.mark.parametrize("losses", [(), (0.5, 0.4)], ids=["at once", "later"])
