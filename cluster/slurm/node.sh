@@ -6,6 +6,7 @@ set -euo pipefail
 
 temporary=$1
 shift
+rm -rf "${temporary%-*}"-* # of earlier starts of this job that Slurm killed
 trap 'kill -TERM "$ray" 2>/dev/null || true' TERM
 "$@" &
 ray=$!
