@@ -46,11 +46,12 @@ def _do_job(arguments: argparse.Namespace) -> int:
     spec = _spec_of(arguments)  # before the imports, which take seconds
     from mnist_ray import api
     from mnist_ray.cli.progress import ProgressDisplay
+    from mnist_ray.cli.report_importer import ReportImporter
 
     backend = _backend_of(arguments)
     job = {"run": api.run_job, "search": api.search_job, "train": api.train_job}[arguments.job]
     with ProgressDisplay(spec.search.objective) as display:
-        run = job(spec, backend, [display])
+        run = job(spec, backend, [display, ReportImporter()])
     print_report(run)
     return 0
 

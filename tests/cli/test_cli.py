@@ -155,6 +155,18 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return storage
 
 
+@pytest.mark.parametrize(("stage", "is_there"), [("search", False), ("final", True), ("retrain", True)])
+def test_report_is_imported_ahead(stage: str, is_there: bool) -> None:
+    script = (
+        "import sys, threading\n"
+        "from mnist_ray.cli.report_importer import ReportImporter\n"
+        f"ReportImporter().on_stage_start({stage!r}, 1, 0, 'epochs')\n"
+        "[thread.join() for thread in threading.enumerate() if thread is not threading.current_thread()]\n"
+        f"assert ('mnist_ray.report.write' in sys.modules) == {is_there}"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
 def test_report_ends_with_the_verdict(runs: Path) -> None:
     done = mnist_ray("report", "good", "--storage", runs)
     assert done.returncode == 0, done.stderr
