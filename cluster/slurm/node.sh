@@ -6,7 +6,14 @@ set -euo pipefail
 
 temporary=$1
 shift
-rm -rf "${temporary%-*}"-* # of earlier starts of this job that Slurm killed
+# Earlier jobs of this user, and earlier starts of this job, that Slurm killed before they could tidy up.
+if jobs=$(squeue --noheader --me --format=%A); then
+    for folder in /tmp/mnist-ray-*-*; do
+        number=${folder#/tmp/mnist-ray-} && number=${number%-*}
+        [[ $number =~ ^[0-9]+$ && -O $folder ]] || continue
+        [[ $number != "$SLURM_JOB_ID" ]] && grep -qx "$number" <<<"$jobs" || rm -rf "$folder"
+    done
+fi
 trap 'kill -TERM "$ray" 2>/dev/null || true' TERM
 "$@" &
 ray=$!
