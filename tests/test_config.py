@@ -447,6 +447,7 @@ def test_values_are_those_of_yaml_1_2(spec_file: Path, text: str, value: Any) ->
         ("search.space.dropout={low: 0.1, high: 0.2, log: yes}", "search.space.dropout.log: 'yes' must be a valid"),
         ("search.early_stopping=false", "False must hold keys and values, or null to do without: change it"),
         ("search.early_stopping=no", "'no' must hold keys and values, or null to do without"),
+        ("retrain=false", "retrain: False must hold keys and values, or null to do without"),
         ("final=false", "final: False must hold keys and values, or null to do without"),
         ("max_hours=never", "max_hours: 'never' must be a valid number, or null to do without"),
         ("search.max_concurrent_trials=0.5", "or null to do without"),
@@ -459,7 +460,7 @@ def test_refusal_says_what_to_write(spec_file: Path, text: str, said: str) -> No
 
 
 def test_null_is_offered_only_where_it_is_taken(spec_file: Path) -> None:
-    for key in ("retrain", "search.num_epochs", "retrain.baseline"):
+    for key in ("search", "search.num_epochs", "retrain.baseline"):
         with pytest.raises(SpecError) as caught:
             load_spec(spec_file, [f"{key}=text"])
         assert "or null" not in str(caught.value)

@@ -1,6 +1,7 @@
-"""Watching the two processes of Ray without which a driver can do nothing: the head's state (GCS) and its own raylet.
+"""Watching the processes of Ray without which a driver can do nothing: the head's state (GCS) and its own raylet.
 
-Ray ends the driver when one of them is gone, some at once and some after a minute, with exit codes of its own.
+Ray ends the driver when one of them is gone, some at once and some after a minute, with exit codes of its own. A raylet
+ends itself when one of its two agents dies, so the agents of a raylet that this process started are watched too.
 """
 
 import contextlib
@@ -12,12 +13,21 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
 
 from mnist_ray.errors import InterruptedRunError
+from mnist_ray.record.process import start_of
 
 LOOK_S = 0.1  # Ray may end this process half a second after its raylet
 SILENT_S = 60.0  # a port that does not answer, for so long: its host is gone, or more than busy
 LEAVE_S = 20.0  # for the end of Ray's own library in this process
+AGENTS = {  # by a part of the command line, before and after it is replaced by a title
+    "dashboard/agent.py": "Ray's dashboard agent",
+    "ray::DashboardAgent": "Ray's dashboard agent",
+    "runtime_env/agent/main.py": "Ray's agent for environments",
+    "ray::RuntimeEnvAgent": "Ray's agent for environments",
+}
 
 logger = logging.getLogger(__name__)
 
@@ -25,12 +35,13 @@ logger = logging.getLogger(__name__)
 class ServiceWatch(threading.Thread):
     """A thread that looks at Ray's services, and interrupts the main thread when one is gone.
 
-    services: HOST:PORT by the service's name.
+    services: HOST:PORT by the service's name. agents: process ids by the agent's name.
     """
 
-    def __init__(self, services: Mapping[str, str]) -> None:
+    def __init__(self, services: Mapping[str, str], agents: Mapping[str, int]) -> None:
         super().__init__(daemon=True, name="ray-services")
         self._services = services
+        self._agents = {(name, pid): start_of(pid) for name, pid in agents.items()}
         self._silent_since: dict[str, float] = {}
         self._closed = threading.Event()
         self.lost: str | None = None  # what died, as a sentence's beginning
@@ -48,6 +59,9 @@ class ServiceWatch(threading.Thread):
         for name, address in self._services.items():
             if self.lost is None and self._is_gone(name, address):
                 self.lost = f"{name} ({address}) has died"
+        for (name, pid), start in self._agents.items():
+            if self.lost is None and start is not None and start_of(pid) != start:
+                self.lost = f"{name} (process {pid}) has died"
         return self.lost is not None
 
     def close(self) -> None:
@@ -66,9 +80,9 @@ class ServiceWatch(threading.Thread):
 
 
 @contextlib.contextmanager
-def watched(services: Mapping[str, str]) -> Iterator[ServiceWatch]:
+def watched(services: Mapping[str, str], agents: Mapping[str, int] = MappingProxyType({})) -> Iterator[ServiceWatch]:
     """Watch Ray's services for a block. Raises InterruptedRunError, whatever else was raised, if one died."""
-    watch = ServiceWatch(services)
+    watch = ServiceWatch(services, agents)
     watch.start()
     try:
         yield watch
@@ -78,6 +92,22 @@ def watched(services: Mapping[str, str]) -> Iterator[ServiceWatch]:
         raise
     finally:
         watch.close()
+
+
+def agents_of_own_raylet() -> dict[str, int]:
+    """Return the process ids of the agents of a raylet that this process started, by name."""
+    parents, commands = {}, {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended
+            stat = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
+            parents[int(folder.name)] = int(stat[1])
+            commands[int(folder.name)] = (folder / "cmdline").read_text(errors="replace").replace("\0", " ")
+    return {
+        name: pid
+        for pid, command in commands.items()
+        for part, name in AGENTS.items()
+        if part in command and parents.get(parents[pid]) == os.getpid()
+    }
 
 
 def leave_within(seconds: float, message: str) -> None:
