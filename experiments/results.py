@@ -131,7 +131,7 @@ def robustness_table() -> str:
     path = FOLDER / "robustness.csv"
     if not path.exists():
         return "Not run yet: `python -m experiments.robustness RUN ...`."
-    return robustness.robustness_table(pd.read_csv(path)).to_markdown()
+    return robustness.robustness_table(pd.read_csv(path)).to_markdown(index=False)
 
 
 def _of_study(

@@ -82,14 +82,14 @@ def main() -> None:
     arguments.table.parent.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(rows)
     table.to_csv(arguments.table, index=False, lineterminator="\n")
-    print(robustness_table(table).to_markdown())
+    print(robustness_table(table).to_markdown(index=False))
 
 
 def robustness_table(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the mean accuracy over seeds in percent, by change and strength, a column for each run's role."""
     rows = rows.assign(model=rows["run"] + ": " + rows["role"])
     means = rows.pivot_table(index=["change", "strength"], columns="model", values="test_accuracy", sort=False)
-    return (100 * means).round(2)
+    return (100 * means).round(2).reset_index()
 
 
 def _models(folders: list[Path]) -> list[tuple[str, str, int, bytes]]:
