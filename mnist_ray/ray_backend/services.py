@@ -61,7 +61,8 @@ class ServiceWatch(threading.Thread):
                     names[handle.fileno()] = f"{name} (process {pid})"
             while not self._closed.is_set():
                 for ended, _ in ends.poll(1000 * LOOK_S):
-                    _leave(f"{names[ended]} has died: {AGAIN}")
+                    if not self._closed.is_set():  # otherwise Ray is being shut down
+                        _leave(f"{names[ended]} has died: {AGAIN}")
                 if self.look():
                     logger.warning("%s: the run ends", self.lost)  # now: Ray may end this process at once
                     os.kill(os.getpid(), signal.SIGTERM)

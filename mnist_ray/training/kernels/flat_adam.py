@@ -17,7 +17,7 @@ class FlatAdam:
 
     The parameters become views of one vector and their gradients of another, so a step is ten operations whatever the
     number of layers, and workers add their gradients up in one exchange, in an order that nothing changes.
-    torch.optim.Adam imports torch's compiler when it is first used: 1.1 to 2.6 s of CPU in every process that trains
+    torch.optim.Adam imports torch's compiler when it is first used: 1.5 to 1.9 s of CPU in every process that trains
     (docs/decisions/0006-one-vector.md).
     """
 
