@@ -1,7 +1,7 @@
 """The study as a SQLite file that Optuna and its dashboard open.
 
 Optuna makes the file and the empty study. The trials are inserted a table at a time: through Optuna's own storage each
-value is looked up before it is written, which takes 50 ms a trial. The tables are those of Optuna's database schema,
+value is looked up before it is written: tens of milliseconds a trial. The tables are those of Optuna's database schema,
 which its migrations keep; tests/record/test_study.py compares every trial with what Optuna itself writes.
 """
 
