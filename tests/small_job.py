@@ -5,10 +5,12 @@ The same kills with real Ray: `make chaos`.
 """
 
 import os
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from mnist_ray import JobSpec, LocalBackend, RunDir, data, parse_spec, run_job
 from mnist_ray.callbacks import Callback, TrainingInfo, TrainingOutcome
 from mnist_ray.config import Stage, TrainingConfig
 from mnist_ray.metrics import EpochMetrics
+from mnist_ray.pipeline import search, stages
 from mnist_ray.record.events import ClusterFacts, DataFacts, Provenance, SessionStarted
 from mnist_ray.record.exports import write_exports
 from mnist_ray.record.lease import owned
@@ -117,6 +120,21 @@ class Remembering(Callback):
 
     def on_training_end(self, training: TrainingInfo, outcome: TrainingOutcome) -> None:
         self.ends.append((training, outcome))
+
+
+class TimeUp(Callback):
+    """Moves the search's clock an hour ahead once two trials have ended, however slow the machine is."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._num_ended = 0
+        for module in (search, stages):
+            monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=self._monotonic))
+
+    def on_training_end(self, training: TrainingInfo, outcome: TrainingOutcome) -> None:
+        self._num_ended += 1
+
+    def _monotonic(self) -> float:
+        return time.monotonic() + (3600.0 if self._num_ended >= 2 else 0.0)
 
 
 # --- forks -------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from mnist_ray.metrics import EpochMetrics
 from mnist_ray.record.event_log import EventLog
 from mnist_ray.record.events import EpochReported, TrainingEnded
 from mnist_ray.training.checkpoint import Checkpoints, SavedState
-from tests.small_job import STAGES, Blocking, Remembering, essence, save_every_epoch, small_spec, use_few_images
+from tests.small_job import STAGES, Blocking, Remembering, TimeUp, essence, save_every_epoch, small_spec, use_few_images
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -201,20 +201,20 @@ def test_too_many_failures_end_the_retraining(
 # --- time --------------------------------------------------------------------------------------------------------
 
 
-def test_time_budget_ends_the_search(tmp_path: Path) -> None:
+def test_time_budget_ends_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = small_spec(
         tmp_path,
         search__num_trials=500,
         search__num_epochs=4,
         search__early_stopping={"grace_epochs": 1, "reduction_factor": 2},
         final=None,
-        max_hours=2.5 / 3600,
+        max_hours=1,
     )
-    run = run_job(spec, LocalBackend())
+    run = run_job(spec, LocalBackend(), [TimeUp(monkeypatch)])
     ended = run.state.search_ended
     assert ended is not None and ended.out_of_time
     trials = run.state.trainings("search")
-    assert 1 <= len(trials) < 500
+    assert 2 <= len(trials) < 500
     assert {trial.status for trial in trials} <= {"complete", "pruned", "stopped"}
     assert run.state.tested is not None
 

@@ -27,7 +27,7 @@ from mnist_ray.errors import TrainingFailedError
 from mnist_ray.pipeline.prediction import predict_images
 from mnist_ray.training.checkpoint import Checkpoints, SavedState
 from tests.ray_head import Head, descendants
-from tests.small_job import Blocking, Remembering, essence, save_every_epoch, small_spec, use_few_images
+from tests.small_job import Blocking, Remembering, TimeUp, essence, save_every_epoch, small_spec, use_few_images
 
 NOWHERE = RayBackend(address="127.0.0.1:1")  # joining it fails
 
@@ -257,9 +257,9 @@ def kill_a_trial_once(head: Head, storage: Path) -> threading.Thread:
     return thread
 
 
-def test_time_budget_ends_ray_searches(joined: str, tmp_path: Path) -> None:
-    spec = ray_spec(tmp_path, search__num_trials=500, search__num_epochs=4, max_hours=12 / 3600, retrain__num_epochs=1)
-    run = run_job(spec, RayBackend(joined))
+def test_time_budget_ends_ray_searches(joined: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = ray_spec(tmp_path, search__num_trials=500, search__num_epochs=4, max_hours=1, retrain__num_epochs=1)
+    run = run_job(spec, RayBackend(joined), [TimeUp(monkeypatch)])
     ended = run.state.search_ended
     assert ended is not None and ended.out_of_time
     trials = run.state.trainings("search")
