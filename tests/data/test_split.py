@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.model_selection import train_test_split
 
 from mnist_ray import data
 from mnist_ray.errors import DataError
@@ -38,6 +39,18 @@ def test_split_is_a_stratified_partition(case: tuple[Array, int, int]) -> None:
     again = data.stratified_split(labels, num_validation, seed)
     assert again.sha256 == split.sha256
     assert again.sha256 == hashlib.sha256(split.train.tobytes() + split.validation.tobytes()).hexdigest()
+
+
+@settings(max_examples=100, deadline=None)
+@given(splittable())
+def test_split_is_scikit_learns(case: tuple[Array, int, int]) -> None:
+    labels, num_validation, seed = case
+    train, validation = train_test_split(
+        np.arange(len(labels)), test_size=num_validation, random_state=seed, stratify=labels
+    )
+    split = data.stratified_split(labels, num_validation, seed)
+    assert np.array_equal(split.train, np.sort(train))
+    assert np.array_equal(split.validation, np.sort(validation))
 
 
 def test_seeds_give_different_splits() -> None:
