@@ -237,7 +237,8 @@ class Retrain(_Part):
     seeds: Seeds = (0,)
     baseline: bool = True  # retrain the baseline (`recipe`) too, with the same budget and the same seeds
     baseline_from: str | None = None  # or take it over from this run (name, folder or address), which retrained it
-    workers: Workers = 1  # or [fewest, most]: as many as the cluster has room for, which may change in between
+    concurrent: int | None = Field(None, ge=1)  # trainings side by side, at most; without it as many as fit
+    workers: Workers = 1  # of each; or [fewest, most]: as many as the cluster has room for, which may change in between
     cpus_per_worker: int = Field(1, ge=1)
     gpus_per_worker: int = Field(0, ge=0, le=1)
 
@@ -250,6 +251,11 @@ class Retrain(_Part):
                 f"baseline_from {self.baseline_from} needs retrain.baseline: true: set it, or leave this out"
             )
         return self
+
+    @property
+    def num_trainings(self) -> int:
+        """The trainings of the retraining stage, those that are taken over from another run aside."""
+        return len(self.seeds) * (2 if self.baseline and self.baseline_from is None else 1)
 
     @property
     def fewest_workers(self) -> int:
@@ -720,6 +726,7 @@ OPERATIONAL_KEYS = frozenset(
         "search.cpus_per_trial",
         "search.gpus_per_trial",
         "search.max_concurrent_trials",
+        "retrain.concurrent",
         "retrain.workers",
         "retrain.cpus_per_worker",
         "retrain.gpus_per_worker",

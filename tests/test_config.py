@@ -479,7 +479,7 @@ MAY_CHANGE_BETWEEN_SESSIONS = {
     *("max_hours", "max_failures"),  # how long and how patiently
     *("autoscaling.cpus", "autoscaling.gpus"),
     *("search.cpus_per_trial", "search.gpus_per_trial", "search.max_concurrent_trials"),  # on what
-    *("retrain.workers", "retrain.cpus_per_worker", "retrain.gpus_per_worker"),
+    *("retrain.concurrent", "retrain.workers", "retrain.cpus_per_worker", "retrain.gpus_per_worker"),
 }
 
 
@@ -574,6 +574,7 @@ OTHER_VALUES: dict[str, Any] = {
     "retrain.seeds": [1],
     "retrain.baseline": False,
     "retrain.baseline_from": "another-run",
+    "retrain.concurrent": 3,
     "retrain.workers": [1, 2],
     "retrain.cpus_per_worker": 2,
     "retrain.gpus_per_worker": 1,

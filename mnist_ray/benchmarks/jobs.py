@@ -23,7 +23,7 @@ from mnist_ray.pipeline.tasks import RetrainingEnd, TrainingImages, TrainingTask
 from mnist_ray.ray_backend.backend import HANG_LIMIT_S, RayBackend
 from mnist_ray.ray_backend.cluster import connected
 from mnist_ray.ray_backend.shared_data import SharedImages
-from mnist_ray.ray_backend.train.trainer import retrain
+from mnist_ray.ray_backend.train.trainer import GroupSettings, retrain
 from mnist_ray.record.timing import search_times
 from mnist_ray.training.loop import TrainState, fit
 from mnist_ray.training.process import prepare_to_train
@@ -134,7 +134,7 @@ class _Reports:
 def _empty_group_s(shared: SharedImages, folder: Path) -> float:
     """Measure the seconds that a group takes which has nothing to do."""
     began = time.perf_counter()
-    retrain([], shared, Retrain(), 0, _Reports(), folder / "empty", HANG_LIMIT_S)
+    retrain([], 1, GroupSettings(shared, Retrain(), 0, folder / "empty", HANG_LIMIT_S), _Reports())
     return time.perf_counter() - began
 
 
@@ -145,7 +145,7 @@ def _under_ray(shared: SharedImages, folder: Path) -> Trained:
     folder.mkdir(parents=True)
     sentinel.touch()
     task = TrainingTask("retrain-benchmark", CONFIG, str(folder / "checkpoints"), 1, str(sentinel))
-    retrain([task], shared, Retrain(), 0, reports, folder / "ray-state", HANG_LIMIT_S)
+    retrain([task], 1, GroupSettings(shared, Retrain(), 0, folder / "ray-state", HANG_LIMIT_S), reports)
     (first, first_s), (last, _) = reports.epochs[0], reports.epochs[-1]
     return Trained(first - first_s - began, last - first)
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Literal, Protocol
 
-from mnist_ray.config import JobSpec, Retrain, Search
+from mnist_ray.config import JobSpec, Retrain, Search, Stage
 from mnist_ray.errors import TrainingFailedError
 from mnist_ray.metrics import EpochMetrics
 from mnist_ray.pipeline.capacity import Capacity
@@ -42,6 +42,12 @@ class Connection(Protocol):
     def check_retraining(self, spec: JobSpec) -> None:
         """Raise SpecError if the workers of the retraining can never run at once."""
 
+    def num_concurrent_retrainings(self, retrain: Retrain, num_open: int) -> int:
+        """Return how many of `num_open` retrainings run side by side."""
+
+    def prepare(self, stage: Stage) -> None:
+        """Begin to get ready for a stage that comes soon, and return at once."""
+
     def run_trials(self, controller: TrialController, images: TrainingImages, search: Search) -> None:
         """Run the controller's trials until it has none left, or its time is up.
 
@@ -54,13 +60,14 @@ class Connection(Protocol):
         tasks: Sequence[TrainingTask],
         images: TrainingImages,
         settings: Retrain,
+        num_concurrent: int,
         max_failures: int,
         reports: RetrainingReports,
     ) -> None:
-        """Do the trainings and report every epoch and end, in order for each training.
+        """Do the trainings, `num_concurrent` side by side, and report every epoch and end, in order for each training.
 
-        Workers that die are started again at most `max_failures` times. Raises RetrainingFailedError, and OSError
-        where checkpoints cannot be written.
+        Workers that die are started again at most `max_failures` times in each group of workers. Raises
+        RetrainingFailedError once the other trainings have ended, and OSError where checkpoints cannot be written.
         """
 
 

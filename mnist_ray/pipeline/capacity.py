@@ -34,6 +34,15 @@ class Capacity:
             room.append(self.gpus // retrain.gpus_per_worker)
         return max(1, min(*room, retrain.most_workers))
 
+    def num_concurrent_retrainings(self, retrain: Retrain, num_open: int) -> int:
+        """As many retrainings side by side as fit with their fewest workers, within the spec's limit; at least 1."""
+        room = [self.cpus // (retrain.fewest_workers * retrain.cpus_per_worker), num_open]
+        if retrain.gpus_per_worker:
+            room.append(self.gpus // (retrain.fewest_workers * retrain.gpus_per_worker))
+        if retrain.concurrent is not None:
+            room.append(retrain.concurrent)
+        return max(1, min(room))
+
     def check_retraining(self, spec: JobSpec) -> None:
         """Raises SpecError where not even the fewest workers of a retraining can ever run at once."""
         retrain, most = spec.retrain, self._grown(spec)

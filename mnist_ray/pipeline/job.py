@@ -111,6 +111,8 @@ def _work_on(
         heed_sigterm()  # Ray takes the signal for itself
         num_concurrent = connection.num_concurrent_trials(spec) if with_search else 0
         connection.check_retraining(spec)
+        if not run.state.retraining_is_current:
+            connection.prepare("search" if with_search and not run.state.selection_is_current else "retrain")
         stages.record_start(backend, connection)
         try:
             if with_search:

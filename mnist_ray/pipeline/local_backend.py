@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from mnist_ray.config import JobSpec, Retrain, Search, StepMode
+from mnist_ray.config import JobSpec, Retrain, Search, Stage, StepMode
 from mnist_ray.errors import MnistRayError, SpecError
 from mnist_ray.metrics import EpochMetrics
 from mnist_ray.pipeline.backend import Connection, RetrainingFailedError, RetrainingReports
@@ -70,6 +70,12 @@ class LocalConnection:
     def check_retraining(self, spec: JobSpec) -> None:
         """Accept every spec: one worker is always there."""
 
+    def num_concurrent_retrainings(self, retrain: Retrain, num_open: int) -> int:
+        return 1
+
+    def prepare(self, stage: Stage) -> None:
+        """Do nothing: all that trains is imported already."""
+
     def run_trials(self, controller: TrialController, images: TrainingImages, search: Search) -> None:
         """Run the controller's trials one after another. Raises OSError, TakenOverError."""
         worker = Worker(device=_device(search.gpus_per_trial))
@@ -96,6 +102,7 @@ class LocalConnection:
         tasks: Sequence[TrainingTask],
         images: TrainingImages,
         settings: Retrain,
+        num_concurrent: int,
         max_failures: int,
         reports: RetrainingReports,
     ) -> None:

@@ -130,7 +130,7 @@ def _facts(spec: JobSpec, capacity: Capacity, upload_bytes: int | None) -> Itera
     else:
         yield (
             "retraining",
-            f"{_num_retrainings(retrain)} trainings on {retrain.workers_in_words} workers, "
+            f"{retrain.num_trainings} trainings on {retrain.workers_in_words} workers, "
             f"each {retrain.cpus_per_worker} CPUs and {retrain.gpus_per_worker} GPUs",
         )
     for stage, num_epochs, batches in _work(spec):
@@ -217,13 +217,7 @@ def _work(spec: JobSpec) -> Iterator[tuple[str, int, set[int]]]:
     if spec.final:
         yield "final", spec.most_final_trainings * spec.final_epochs, ends
     if spec.retrain:
-        yield "retrain", _num_retrainings(spec.retrain) * spec.retrain.num_epochs, ends
-
-
-def _num_retrainings(retrain: Retrain) -> int:
-    """Return the trainings of the retraining stage, those that are taken over from another run aside."""
-    with_baseline = retrain.baseline and retrain.baseline_from is None
-    return len(retrain.seeds) * (2 if with_baseline else 1)
+        yield "retrain", spec.retrain.num_trainings * spec.retrain.num_epochs, ends
 
 
 # --- time --------------------------------------------------------------------------------------------------------
@@ -272,7 +266,7 @@ def _estimates(spec: JobSpec, capacity: Capacity, speed: Speed) -> list[Estimate
         rounds = math.ceil(spec.most_final_trainings / capacity.num_concurrent_trials(spec))
         estimates.append(Estimate("final", *(2 * [rounds * spec.final_epochs * epoch_s])))
     if retrain:
-        alone_s = _num_retrainings(retrain) * retrain.num_epochs * _num_train(spec, "retrain") * speed.image_s
+        alone_s = retrain.num_trainings * retrain.num_epochs * _num_train(spec, "retrain") * speed.image_s
         estimates.append(Estimate("retrain", alone_s / capacity.num_workers(retrain), alone_s))
     return estimates
 

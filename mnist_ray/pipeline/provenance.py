@@ -12,10 +12,13 @@ from mnist_ray.record.events import Provenance
 PACKAGE = Path(mnist_ray.__file__).parent
 
 
-def provenance() -> Provenance:
-    """Describe this process: the code, its repository's state, the processor and the GPUs' names."""
+def provenance(with_gpus: bool) -> Provenance:
+    """Describe this process: the code, its repository's state, the processor and the GPUs' names.
+
+    with_gpus: name the GPUs, for which torch is imported.
+    """
     commit, is_dirty = _repository()
-    return Provenance(source_sha256(), commit, is_dirty, processor(), gpu_names())
+    return Provenance(source_sha256(), commit, is_dirty, processor(), gpu_names() if with_gpus else ())
 
 
 def gpu_names() -> tuple[str, ...]:

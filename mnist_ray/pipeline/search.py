@@ -50,6 +50,9 @@ class TrialSource(Protocol):
     @property
     def stage(self) -> Stage: ...
 
+    @property
+    def has_more(self) -> bool: ...
+
     def next(self) -> PlannedTrial | None:
         """Return the next trial; None after the last."""
 
@@ -67,10 +70,14 @@ class SuggestedTrials:
         self._spec = spec
         self._study = SearchStudy(spec, trials)
 
+    @property
+    def has_more(self) -> bool:
+        return self._study.num_suggested < self._spec.search.num_trials
+
     def next(self) -> PlannedTrial | None:
-        number = self._study.num_suggested
-        if number >= self._spec.search.num_trials:
+        if not self.has_more:
             return None
+        number = self._study.num_suggested
         seed = seed_of_trial(self._spec.seed, number)
         config = self._spec.training_config(self._study.suggest(), self._spec.search.num_epochs, seed)
         return PlannedTrial(f"trial-{number:04d}", config, number=number)
@@ -87,6 +94,10 @@ class PlannedFinal:
     def __init__(self, plans: Sequence[FinalTraining]) -> None:
         """plans: those that are not on record yet."""
         self._plans = deque(plans)
+
+    @property
+    def has_more(self) -> bool:
+        return bool(self._plans)
 
     def next(self) -> PlannedTrial | None:
         if not self._plans:
@@ -144,6 +155,11 @@ class TrialController:
     def in_flight(self) -> set[str]:
         """The trainings that a backend has and that have not ended."""
         return set(self._in_flight)
+
+    @property
+    def all_handed_out(self) -> bool:
+        """Whether a backend has got the last trial."""
+        return self.is_out_of_time or not (self._interrupted or self._created or self.source.has_more)
 
     @property
     def is_out_of_time(self) -> bool:

@@ -15,7 +15,6 @@ from mnist_ray.errors import CorruptFileError, InterruptedRunError, SpecError, T
 from mnist_ray.metrics import EpochMetrics
 from mnist_ray.pipeline.backend import Backend, Connection, RetrainingFailedError
 from mnist_ray.pipeline.early_stopping import SuccessiveHalving
-from mnist_ray.pipeline.final_test import score_models
 from mnist_ray.pipeline.provenance import installed_versions, provenance
 from mnist_ray.pipeline.search import PlannedFinal, SuggestedTrials, TrialController, training_task
 from mnist_ray.pipeline.taken_baselines import TakenBaselines
@@ -31,6 +30,7 @@ from mnist_ray.record.events import (
     PlannedRetraining,
     RetrainingEnded,
     RetrainingFailed,
+    RetrainingStarted,
     SearchEnded,
     SearchStarted,
     SessionStarted,
@@ -42,7 +42,6 @@ from mnist_ray.record.events import (
 from mnist_ray.record.selection import RECIPE, Selection, final_trainings, finalist_trainings, ranked, select
 from mnist_ray.record.state import RunState, Training
 from mnist_ray.record.writer import RunWriter
-from mnist_ray.training.checkpoint import Checkpoints
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +150,7 @@ class Stages:
                 data=self._data.facts,
                 versions={"mnist_ray": __version__, "python": platform.python_version()} | installed_versions(),
                 cluster=ClusterFacts(backend.name, capacity.cpus, capacity.gpus, capacity.processors),
-                provenance=provenance(),
+                provenance=provenance(with_gpus=capacity.gpus > 0),
                 data_s=self._data_s,
             )
         )
@@ -220,6 +219,8 @@ class Stages:
         """Return the weights of a complete training, from its last checkpoint. Raises CorruptFileError, OSError."""
         training = self._state.training(training_id)
         assert training is not None, training_id
+        from mnist_ray.training.checkpoint import Checkpoints  # torch takes 3 s to import
+
         folder = self._run.paths.checkpoints(training_id)
         saved = Checkpoints.of_owner(folder, self._writer.fencing_token, training.config).latest()
         if saved is None or saved.completed_epochs < training.config.num_epochs:
@@ -305,16 +306,20 @@ class Stages:
                     self._writer.record(TrainingCreated(id=plan.id, stage="retrain", config=plan.config))
             self._writer.flush()
             if still_open:
-                self._run_retrainings(connection, still_open, settings)
+                num_concurrent = connection.num_concurrent_retrainings(settings, len(still_open))
+                self._writer.publish(RetrainingStarted(concurrent=num_concurrent))
+                self._run_retrainings(connection, still_open, settings, num_concurrent)
             self._writer.flush()
         rests_on = self._state.number_of(ConfigurationSelected)
         self._writer.publish(RetrainingEnded(rests_on=rests_on, elapsed_s=elapsed.seconds))
 
-    def _run_retrainings(self, connection: Connection, plans: list[PlannedRetraining], settings: Retrain) -> None:
+    def _run_retrainings(
+        self, connection: Connection, plans: list[PlannedRetraining], settings: Retrain, num_concurrent: int
+    ) -> None:
         tasks = [training_task(plan.id, plan.config, self._writer) for plan in plans]
         recorder = RetrainingRecorder(self._writer)
         try:
-            connection.retrain(tasks, self._data.whole, settings, self._spec.max_failures, recorder)
+            connection.retrain(tasks, self._data.whole, settings, num_concurrent, self._spec.max_failures, recorder)
         except RetrainingFailedError as error:
             self._writer.publish(RetrainingFailed(error=str(error)))
             reason = str(error).strip().splitlines()[-1]
@@ -332,6 +337,8 @@ class Stages:
         complete = tuple(training.id for training in retrained if training and training.status == "complete")
         self._check_selected_was_trained(complete)
         self._callbacks.on_stage_start("test", len(complete), 0, "models")
+        from mnist_ray.pipeline.final_test import score_models  # torch takes 3 s to import
+
         also = self._spec.test.also
         if state.test_opened is None:
             self._writer.publish(TestOpened(data=self._spec.data.name, also=also, models=complete))

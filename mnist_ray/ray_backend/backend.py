@@ -1,12 +1,14 @@
 """Trainings on a Ray cluster, or on this machine with a cluster of its own. Importing this module imports no Ray."""
 
 import contextlib
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Literal
 
-from mnist_ray.config import JobSpec, Retrain, Search
+from mnist_ray.config import JobSpec, Retrain, Search, Stage
 from mnist_ray.pipeline.backend import Connection, RetrainingReports
 from mnist_ray.pipeline.capacity import Capacity, local_capacity
 from mnist_ray.pipeline.search import TrialController
@@ -63,16 +65,23 @@ class RayBackend:
                 from mnist_ray.ray_backend.shared_storage import check_shared
 
                 check_shared(run.path)
-            yield RayConnection(capacity, run.paths.ray_state, self.hang_limit_s)
+            yield RayConnection(
+                spec, capacity, target_of(self.address).is_local, run.paths.ray_state, self.hang_limit_s
+            )
 
 
-@dataclass(frozen=True)
 class RayConnection:
     """A cluster that this process has joined."""
 
-    capacity: Capacity
-    ray_state: Path  # the folder for files of Tune and Train
-    hang_limit_s: float
+    def __init__(self, spec: JobSpec, capacity: Capacity, is_own: bool, ray_state: Path, hang_limit_s: float) -> None:
+        """is_own: started by this process, on this machine. ray_state: the folder for files of Tune and Train."""
+        from mnist_ray.ray_backend.prestart import Prestart
+
+        self.spec = spec
+        self.capacity = capacity
+        self.ray_state = ray_state
+        self.hang_limit_s = hang_limit_s
+        self._prestart = Prestart() if is_own else None
 
     def num_concurrent_trials(self, spec: JobSpec) -> int:
         return self.capacity.num_concurrent_trials(spec)
@@ -80,23 +89,60 @@ class RayConnection:
     def check_retraining(self, spec: JobSpec) -> None:
         self.capacity.check_retraining(spec)
 
+    def num_concurrent_retrainings(self, retrain: Retrain, num_open: int) -> int:
+        return self.capacity.num_concurrent_retrainings(retrain, num_open)
+
+    def prepare(self, stage: Stage) -> None:
+        """Start the processes of a stage on a cluster of this process, and import what the driver needs for it."""
+        retrain = self.spec.retrain
+        if stage != "retrain":
+            if self._prestart is not None:
+                self._prestart.trials(self.capacity.num_concurrent_trials(self.spec))
+        elif retrain is not None:
+            _import_in_background("mnist_ray.ray_backend.train.trainer")
+            if self._prestart is not None:
+                num_groups = self.capacity.num_concurrent_retrainings(retrain, retrain.num_trainings)
+                self._prestart.groups(num_groups, retrain.fewest_workers)
+
     def run_trials(self, controller: TrialController, images: TrainingImages, search: Search) -> None:
         from mnist_ray.ray_backend.shared_data import SharedImages
         from mnist_ray.ray_backend.tune.search import run_trials
 
-        shared, max_failures = SharedImages.put(images), controller.spec.max_failures
-        run_trials(controller, shared, search, max_failures, self.ray_state, self.hang_limit_s)
+        self._wait_for_processes()
+        next_stage: Stage = "final" if controller.source.stage == "search" and self.spec.final else "retrain"
+        run_trials(
+            controller,
+            SharedImages.put(images),
+            search,
+            controller.spec.max_failures,
+            self.ray_state,
+            self.hang_limit_s,
+            when_all_handed_out=lambda: self.prepare(next_stage),
+        )
 
     def retrain(
         self,
         tasks: Sequence[TrainingTask],
         images: TrainingImages,
         settings: Retrain,
+        num_concurrent: int,
         max_failures: int,
         reports: RetrainingReports,
     ) -> None:
         from mnist_ray.ray_backend.shared_data import SharedImages
-        from mnist_ray.ray_backend.train.trainer import retrain
+        from mnist_ray.ray_backend.train.trainer import GroupSettings, retrain
 
         shared = SharedImages.put(images)
-        retrain(tasks, shared, settings, max_failures, reports, self.ray_state, self.hang_limit_s)
+        groups = GroupSettings(shared, settings, max_failures, self.ray_state, self.hang_limit_s)
+        _import_in_background("mnist_ray.pipeline.final_test")
+        self._wait_for_processes()
+        retrain(tasks, num_concurrent, groups, reports)
+
+    def _wait_for_processes(self) -> None:
+        if self._prestart is not None:
+            self._prestart.wait()
+
+
+def _import_in_background(module: str) -> None:
+    """Import what is needed soon, while this process waits for others."""
+    threading.Thread(target=import_module, args=[module], daemon=True).start()

@@ -6,9 +6,11 @@ import logging
 import os
 import secrets
 import shutil
+import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,11 @@ from mnist_ray.ray_backend.address import Target, checked_head, target_of
 from mnist_ray.ray_backend.compat import (
     ENVIRONMENT,
     LOCAL_ENVIRONMENT,
+    PROCESS_LIMITS,
     failed_node_ended,
     folder_options,
     loopback_only,
+    needed_services_only,
     service_addresses,
     session_folders,
     temporary_folder_of,
@@ -45,6 +49,8 @@ def connected(address: str | None, temporary_folder: Path | None, verbose: bool)
     """Join `address`, or start a cluster of this machine's CPUs, for a block. Raises SpecError."""
     target = target_of(address)
     environment = ENVIRONMENT | (LOCAL_ENVIRONMENT if target.is_local else {}) | {"OMP_WAIT_POLICY": "PASSIVE"}
+    if target.is_local:
+        environment |= dict.fromkeys(PROCESS_LIMITS, str(4 * local_capacity().cpus + 8))  # those of two stages
     for name, value in environment.items():
         os.environ.setdefault(name, value)
     import ray
@@ -92,11 +98,13 @@ def _joined(target: Target, options: dict[str, Any]) -> Path:
 
 def _started(temporary_folder: Path | None, options: dict[str, Any]) -> Path:
     """Start a cluster of this machine and return the folder of its session. Raises SpecError."""
+    threading.Thread(target=import_module, args=["ray.tune"], daemon=True).start()  # a second, while Ray starts
     own = {"num_cpus": local_capacity().cpus, "include_dashboard": False, **folder_options(temporary_folder)}
     parent = temporary_folder_of(temporary_folder)
     try:
         make_token()
-        with _noted_start(parent), warnings.catch_warnings(), loopback_only():
+        lean = needed_services_only(options["log_to_driver"])
+        with _noted_start(parent), warnings.catch_warnings(), loopback_only(), lean:
             warnings.simplefilter("ignore", FutureWarning)
             context = _start_local({**options, **own})
             session = Path(context.address_info["session_dir"])

@@ -5,12 +5,15 @@ tests/ray_backend/test_compat.py fails when one of these parts moves. Importing 
 
 import contextlib
 import enum
+import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
+
+logger = logging.getLogger(__name__)
 
 # --- environment
 
@@ -32,8 +35,18 @@ ENVIRONMENT = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a failed trial reports why, and has no score
 }
 
-# For a cluster of this process alone: one process less, which waits for notices that nothing gives there.
-LOCAL_ENVIRONMENT = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+# For a cluster of this process alone.
+LOCAL_ENVIRONMENT = {
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process that waits for notices that nothing gives there
+    "RAY_prestart_worker_first_driver": "0",  # Ray would start a process for each CPU that has not imported anything
+    "RAY_preload_python_modules": "mnist_ray.ray_backend.preload",
+}
+
+# Of a raylet: how many processes it keeps, and how many it starts at once; by default as many as the machine has CPUs.
+PROCESS_LIMITS = ("RAY_num_workers_soft_limit", "RAY_worker_maximum_startup_concurrency")
+
+IN_TRIALS = "PL_DISABLE_FORK"  # a variable that Tune sets in its trials' processes
+IN_CONTROLLERS = "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC"  # and one that Ray Train sets in its own, and in its workers
 
 
 def folder_options(folder: Path | None) -> dict[str, str]:
@@ -126,6 +139,9 @@ def running_heads() -> list[str]:
     return sorted(find_gcs_addresses())  # type: ignore[no-untyped-call]
 
 
+RAYLET = "Ray's process of this machine (raylet)"
+
+
 def service_addresses() -> dict[str, str]:
     """Return HOST:PORT of the two processes without which this driver can do nothing, by name."""
     import ray
@@ -134,7 +150,7 @@ def service_addresses() -> dict[str, str]:
     (own,) = [node for node in ray.nodes() if node["NodeID"] == node_id]  # type: ignore[no-untyped-call]
     return {
         "Ray's head process (GCS)": ray.get_runtime_context().gcs_address,
-        "Ray's process of this machine (raylet)": f"{own['NodeManagerAddress']}:{own['NodeManagerPort']}",
+        RAYLET: f"{own['NodeManagerAddress']}:{own['NodeManagerPort']}",
     }
 
 
@@ -159,6 +175,87 @@ def failed_node_ended() -> Iterator[None]:
         raise
     finally:
         Node.start_head_processes = start  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def needed_services_only(log_to_driver: bool) -> Iterator[None]:
+    """Leave out of a cluster that starts in this block what nothing here uses: dashboard, autoscaler, log printer.
+
+    Ray starts each even with `include_dashboard=False`, and waits for the dashboard. The agent of the node is started
+    as in an installation without ray[default]: otherwise it tries a fixed port for 3.3 s where another cluster of the
+    machine has that port. All this takes 3 s and as much CPU of two cores, twice as long beside another cluster.
+    log_to_driver: keep the log printer.
+    """
+    from ray._private import ray_constants, utils
+    from ray._private.node import Node
+
+    def start_no_dashboard(node: Any, **_: Any) -> None:
+        node._webui_url = ""
+        # The agent asks for the dashboard's address every second, and logs a traceback each time it finds none.
+        key, space = ray_constants.DASHBOARD_ADDRESS.encode(), ray_constants.KV_NAMESPACE_DASHBOARD
+        node.get_gcs_client().internal_kv_put(key, b"none", True, space)
+
+    left_out: list[tuple[Any, str, Any]] = [
+        (utils, "get_dashboard_dependency_error", lambda: ImportError("left out")),
+        (Node, "start_api_server", start_no_dashboard),
+        (Node, "start_monitor", lambda _node: None),
+    ]
+    if not log_to_driver:
+        left_out.append((Node, "start_log_monitor", lambda _node: None))
+    kept = [(home, name, getattr(home, name)) for home, name, _ in left_out]
+    for home, name, replacement in left_out:
+        setattr(home, name, replacement)
+    try:
+        yield
+    finally:
+        for home, name, original in kept:
+            setattr(home, name, original)
+
+
+PRESTART_S = 5.0
+KEEP_PRESTARTED_S = 600
+
+
+def prestart_workers(num_processes: int, variables: Mapping[str, str], for_children: bool = False) -> None:
+    """Have this machine's raylet start processes, which it keeps for actors whose runtime environment is the same.
+
+    variables: all of that environment. for_children: the actors are created by one with an environment of its own; Ray
+    compares environments as texts, and writes those as C++ does. Ray's own way to start processes is a private call of
+    its scheduler. A call that fails costs only the gain.
+    """
+    import grpc
+    import ray
+    from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
+    from ray._private.utils import get_runtime_env_info
+    from ray.core.generated.node_manager_pb2 import PrestartWorkersRequest  # type: ignore[attr-defined]  # protobuf makes it
+    from ray.core.generated.node_manager_pb2_grpc import NodeManagerServiceStub
+    from ray.runtime_env import RuntimeEnv
+
+    environment = get_runtime_env_info(RuntimeEnv(env_vars=dict(variables)))
+    if for_children:
+        compact = json.dumps({"env_vars": dict(variables)}, sort_keys=True, separators=(",", ":"))
+        environment.serialized_runtime_env = compact
+    request = PrestartWorkersRequest(
+        job_id=bytes.fromhex(ray.get_runtime_context().get_job_id()),
+        runtime_env_info=environment,
+        keep_alive_duration_secs=KEEP_PRESTARTED_S,
+        num_workers=num_processes,
+    )
+    metadata = [(name.lower(), value) for name, value in get_auth_headers_if_auth_enabled({}).items()]
+    address = service_addresses()[RAYLET]
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            stub = NodeManagerServiceStub(channel)  # type: ignore[no-untyped-call]
+            stub.PrestartWorkers(request, metadata=metadata, timeout=PRESTART_S)
+        except grpc.RpcError as error:
+            logger.debug("no processes were started ahead: %s", error)
+
+
+def num_started_workers() -> int:
+    """Return how many processes have joined the cluster so far, this one and those that have ended among them."""
+    from ray._private.state import state
+
+    return len(state._connect_and_get_accessor().get_worker_table())
 
 
 # --- uploads
@@ -261,6 +358,18 @@ def keep_credentials_from_trials() -> None:
     ENV_VARS_TO_PROPAGATE.difference_update([name for name in ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")])
 
 
+def variables_of_trials() -> dict[str, str]:
+    """Return the environment variables that Tune gives its trials' processes."""
+    keep_credentials_from_trials()
+    from ray.tune.execution.class_cache import _ActorClassCache
+
+    class Trainable:
+        pass
+
+    options: dict[str, Any] = _ActorClassCache().get(Trainable)._default_options  # type: ignore[no-untyped-call]
+    return dict(options["runtime_env"]["env_vars"])
+
+
 @contextlib.contextmanager
 def lost_processes_as_failed_trials() -> Iterator[None]:
     """Let Tune take the loss of a trial's process, whatever the reason, for one failure of that trial.
@@ -344,6 +453,35 @@ def start_callback(after_controller_start: Callable[[str], None], before_group_s
     return StartCallback()
 
 
+def variables_of_controllers() -> dict[str, str]:
+    """Return the environment variables that Ray Train gives the process of a controller."""
+    from ray.train.v2._internal.constants import (
+        DEFAULT_RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_VALUE,
+        get_env_vars_to_propagate,
+    )
+
+    return {IN_CONTROLLERS: DEFAULT_RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_VALUE} | get_env_vars_to_propagate()
+
+
+def trainer_without_helpers() -> type:
+    """Return Ray Train's trainer, without two actors of each run that serve nothing here, 2.5 s of CPU each.
+
+    One hands out parts of Ray's data sets. The other removes the placement group of a controller that died, which the
+    driver does (`remove_placement_groups`).
+    """
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.callbacks import DatasetsCallback
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+
+    class Trainer(TorchTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]  # mypy sees the first version
+            helpers = (DatasetsCallback, PlacementGroupCleanerCallback)
+            return [callback for callback in callbacks if not isinstance(callback, helpers)]
+
+    return Trainer
+
+
 def cause_of(worker_error: Exception) -> Exception:
     """Return the error inside the one by which Ray Train reports that a worker failed its health check."""
     return getattr(worker_error, "health_check_failure", worker_error)
@@ -382,17 +520,19 @@ def _requester(run_id: str) -> str:
     return f"train-{run_id}"
 
 
-def remove_placement_groups() -> None:
-    """Free what this job's workers had: that stays taken when Ray Train's controller dies, until the job ends.
+def remove_placement_groups(controller: Any) -> None:
+    """Free what the workers of one controller had: that stays taken when the controller dies, until the job ends.
 
-    The public way to a placement group that another process made needs its name; Ray Train gives none.
+    The public way to a placement group that another process made needs its name; Ray Train gives none. The public table
+    of all placement groups does not say who made them.
     """
-    import ray
+    from ray._private.state import state
     from ray._raylet import PlacementGroupID
-    from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+    from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]  # protobuf makes it
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-    job_id = ray.get_runtime_context().get_job_id()  # the end of the id of whatever the job has made
-    for entry in placement_group_table().values():
-        group_id = entry["placement_group_id"]
-        if group_id.endswith(job_id) and entry["state"] != "REMOVED":
-            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group_id))))
+    for entry in state._connect_and_get_accessor().get_placement_group_table():
+        group = PlacementGroupTableData.FromString(entry)
+        is_removed = group.state == PlacementGroupTableData.REMOVED
+        if group.creator_actor_id == controller._actor_id.binary() and not is_removed:
+            remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray import cloudpickle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mnist_ray.training import progress_counter
@@ -51,20 +52,23 @@ class Heartbeat:
 
 
 class Mailbox:
-    """The messages and heartbeats of training processes, kept until the driver takes them."""
+    """The messages and heartbeats of training processes, kept until the driver takes them.
+
+    All of them are `packed`. Otherwise the mailbox's process would import for a second what the messages are made of.
+    """
 
     def __init__(self) -> None:
-        self._messages: list[object] = []
-        self._heartbeats: dict[str, Heartbeat] = {}
+        self._messages: list[bytes] = []
+        self._heartbeats: dict[str, bytes] = {}
         self._ended: set[str] = set()
 
-    def put(self, message: object, ends: str | None = None) -> None:
+    def put(self, message: bytes, ends: str | None = None) -> None:
         """Keep a message. ends: the training that the message ends."""
         self._messages.append(message)
         if ends is not None:
             self._ended.add(ends)
 
-    def put_about_group(self, message: object) -> None:
+    def put_about_group(self, message: bytes) -> None:
         """Keep the message that a group ended or starts, and drop all earlier heartbeats: their processes are gone."""
         self._heartbeats = {}
         self.put(message)
@@ -73,11 +77,11 @@ class Mailbox:
         """Return the trainings that ended, which a group that is started again passes over."""
         return self._ended
 
-    def heartbeat(self, heartbeat: Heartbeat) -> None:
+    def heartbeat(self, name: str, heartbeat: bytes) -> None:
         """Keep the latest heartbeat of each name."""
-        self._heartbeats[heartbeat.name] = heartbeat
+        self._heartbeats[name] = heartbeat
 
-    def take(self) -> tuple[list[object], list[Heartbeat]]:
+    def take(self) -> tuple[list[bytes], list[bytes]]:
         """Return all messages since the last call, and the latest heartbeat since then of each name.
 
         The heartbeats are later than all messages about the group.
@@ -85,6 +89,18 @@ class Mailbox:
         taken = self._messages, list(self._heartbeats.values())
         self._messages, self._heartbeats = [], {}
         return taken
+
+
+def packed(message: object) -> bytes:
+    """Return a message or a heartbeat as a mailbox takes it."""
+    content: bytes = cloudpickle.dumps(message)  # type: ignore[no-untyped-call]
+    return content
+
+
+def take_from(mailbox: Any) -> tuple[list[Any], list[Heartbeat]]:
+    """Return what a mailbox has got since the last call: messages and heartbeats. Raises RayError."""
+    messages, heartbeats = ray.get(mailbox.take.remote())
+    return [cloudpickle.loads(message) for message in messages], [cloudpickle.loads(each) for each in heartbeats]
 
 
 def start_mailbox(max_restarts: int = 0) -> Any:
@@ -105,9 +121,8 @@ def heartbeats(mailbox: Any, name: str) -> Iterator[None]:
 
     def send(number: int, is_last: bool) -> None:
         where, progress = innermost_frames(thread_id), progress_counter.value()
-        mailbox.heartbeat.remote(
-            Heartbeat(name, socket.gethostname(), os.getpid(), actor, number, progress, where, is_last)
-        )
+        heartbeat = Heartbeat(name, socket.gethostname(), os.getpid(), actor, number, progress, where, is_last)
+        mailbox.heartbeat.remote(name, packed(heartbeat))
 
     def send_all() -> None:
         number = 0
@@ -257,7 +272,7 @@ class TrialMonitor:
             return {}
         self._next_look = time.monotonic() + 1.0
         try:
-            _, heartbeats = ray.get(self.mailbox.take.remote())
+            _, heartbeats = take_from(self.mailbox)
         except ray.exceptions.ActorUnavailableError:
             return {}  # its process died, and starts again
         except ray.exceptions.RayError as error:

@@ -231,6 +231,13 @@ class FinalEnded(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RetrainingStarted(Event):
+    """A session began to retrain. concurrent: how many trainings ran side by side at most."""
+
+    concurrent: Count
+
+
+@dataclass(frozen=True, kw_only=True)
 class ConfigurationSelected(Event):
     """A configuration was selected, and its retrainings follow."""
 
@@ -294,6 +301,7 @@ EVENTS: tuple[type[Event], ...] = (
     FinalStarted,
     FinalEnded,
     ConfigurationSelected,
+    RetrainingStarted,
     RetrainingEnded,
     RetrainingFailed,
     TestOpened,
@@ -308,6 +316,7 @@ StageEvent = (
     | FinalStarted
     | FinalEnded
     | ConfigurationSelected
+    | RetrainingStarted
     | RetrainingEnded
     | RetrainingFailed
     | TestOpened

@@ -40,7 +40,14 @@ def test_a_clock_set_back_repeats_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     search_job(spec, LocalBackend())
     assert RunDir(run.path).state.num_events == num_events
     run_job(spec, LocalBackend())
-    assert kinds(run) == [*searched * 2, "session_started", "retraining_ended", "test_opened", "test_scored"]
+    assert kinds(run) == [
+        *searched * 2,
+        "session_started",
+        "retraining_started",
+        "retraining_ended",
+        "test_opened",
+        "test_scored",
+    ]
     state = RunDir(run.path).state
     assert state.starts[0].at > state.starts[1].at
     assert state.selection_is_current and state.retraining_is_current

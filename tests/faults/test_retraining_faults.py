@@ -23,7 +23,7 @@ from mnist_ray.ray_backend.heartbeat import TrialMonitor, is_alive, start_mailbo
 from mnist_ray.ray_backend.shared_data import SharedImages
 from mnist_ray.ray_backend.train import supervisor
 from mnist_ray.ray_backend.train import trainer as distributed
-from mnist_ray.ray_backend.train.trainer import retrain
+from mnist_ray.ray_backend.train.trainer import GroupSettings, retrain
 from tests.faults.conftest import DiskThatTakesNothing, Notes
 from tests.faults.sabotage import In, die, sabotaged, sleep, stop_itself
 from tests.ray_head import Head, descendants
@@ -82,13 +82,15 @@ def start(
     workers: int | tuple[int, int] = 2,
     max_failures: int = 1,
     num_epochs: int = NUM_EPOCHS,
+    num_groups: int = 1,
 ) -> Reports:
     config = TrainingConfig(learning_rate=0.001, dropout=0.25, batch_size=50, num_epochs=num_epochs, seed=0)
     (folder / "sentinel").touch()
     tasks = [
         TrainingTask(name, config, str(folder / "checkpoints" / name), 1, str(folder / "sentinel")) for name in ids
     ]
-    retrain(tasks, images, Retrain(workers=workers), max_failures, reports, folder / "ray", HANG_LIMIT_S)
+    settings = GroupSettings(images, Retrain(workers=workers), max_failures, folder / "ray", HANG_LIMIT_S)
+    retrain(tasks, num_groups, settings, reports)
     return reports
 
 
@@ -141,6 +143,49 @@ def test_lost_actor_costs_one_start(
     assert sorted(set(reports.epochs_of("two"))) == list(range(1, num_epochs + 1))
     (note,) = notes()
     assert note.startswith("the group of workers was ended: Ray's own process of the group: its process died: ")
+
+
+def test_groups_train_side_by_side(images: SharedImages, tmp_path: Path) -> None:
+    """The weights are those of one group, which does the trainings one after another."""
+    (tmp_path / "two").mkdir()
+    (tmp_path / "one").mkdir()
+    two = start(Reports(), images, tmp_path / "two", ["a", "b", "c"], workers=1, num_groups=2)
+    assert sorted(two.outcomes()) == [(name, 0, True) for name in ("a", "b", "c")]
+    assert {name for name, _ in two.epochs[:4]} == {"a", "b"}
+    one = start(Reports(), images, tmp_path / "one", ["a", "b", "c"], workers=1)
+    models = {end.id: end.model for end in one.ends}
+    assert {end.id: end.model for end in two.ends} == models
+
+
+def test_lost_controller_costs_its_own_group_alone(
+    images: SharedImages, notes: Notes, head: Head, tmp_path: Path
+) -> None:
+    killed: list[int] = []
+
+    class Killer(Reports):
+        def on_epoch(self, training_id: str, metrics: EpochMetrics) -> None:
+            super().on_epoch(training_id, metrics)
+            if self.epochs_of("a") and self.epochs_of("b") and not killed:
+                lines = descendants(head.pid).items()
+                killed.extend(pid for pid, line in lines if line.startswith("ray::TrainController"))
+                os.kill(killed[0], signal.SIGKILL)
+
+    reports = start(Killer(), images, tmp_path, ["a", "b"], workers=1, num_epochs=150, num_groups=2)
+    assert len(killed) == 2
+    assert sorted(num_failures for _, num_failures, _ in reports.outcomes()) == [0, 1]
+    assert all(has_model for _, _, has_model in reports.outcomes())
+    (note,) = notes()
+    assert re.match(r"group [12] of 2 was ended: Ray's own process of the group: its process died: ", note)
+
+
+def test_failed_group_lets_the_others_finish(images: SharedImages, tmp_path: Path, notes: Notes) -> None:
+    faults = sabotaged(images, In(tmp_path / "died", rank=0, step=STEPS_PER_EPOCH + 2, fault=die))
+    reports = Reports()
+    with pytest.raises(RetrainingFailedError, match="rank 0: its process died"):
+        start(reports, faults, tmp_path, ["a", "b", "c", "d"], workers=1, max_failures=0, num_groups=2)
+    assert {name for name, _, has_model in reports.outcomes() if has_model} in ({"a", "c"}, {"b", "d"})
+    (note,) = notes()
+    assert note.startswith("group ")
 
 
 def test_lost_actors_are_bounded(images: SharedImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,9 +42,10 @@ def test_importing_compat_imports_no_ray() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("name", [*compat.ENVIRONMENT, *compat.LOCAL_ENVIRONMENT])
+@pytest.mark.parametrize("name", [*compat.ENVIRONMENT, *compat.LOCAL_ENVIRONMENT, *compat.PROCESS_LIMITS])
 def test_environment_variable_is_read(name: str) -> None:
-    search = ["grep", "-rqw", "--include=*.py", name, "_common", "_private", "air", "train", "tune"]
+    places = ["_common", "_private", "air", "train", "tune", "core/src/ray/raylet/raylet"]
+    search = ["grep", "-rqw", "--include=*.py", "--include=raylet", name, *places]
     assert subprocess.run(search, cwd=RAY).returncode == 0
 
 
@@ -245,12 +246,26 @@ def test_requester_is_named_as_train_names_it() -> None:
     assert 'f"train-{train_run_context.run_id}"' in source_of(scaling_policy)
 
 
-def test_placement_group_can_be_named_by_its_id() -> None:
+def test_placement_group_table_names_the_creator() -> None:
+    from ray._private.state import GlobalState
     from ray._raylet import PlacementGroupID
+    from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]  # protobuf makes it
     from ray.util.placement_group import PlacementGroup
 
+    assert "accessor.get_placement_group_table()" in source_of(GlobalState.placement_group_table)
+    for field in ("creator_actor_id", "placement_group_id", "state"):
+        assert field in PlacementGroupTableData.DESCRIPTOR.fields_by_name
     group_id = PlacementGroupID.from_random()
-    assert PlacementGroup(PlacementGroupID(bytes.fromhex(group_id.hex()))).id == group_id
+    assert PlacementGroup(PlacementGroupID(group_id.binary())).id == group_id
+
+
+def test_train_has_the_helpers_that_are_left_out() -> None:
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    assert issubclass(TorchTrainer, DataParallelTrainer)
+    made = source_of(DataParallelTrainer._create_default_callbacks)
+    assert "DatasetsCallback(" in made and "PlacementGroupCleanerCallback()" in made
 
 
 def test_interface_backend_has_trains_hooks() -> None:
@@ -258,8 +273,8 @@ def test_interface_backend_has_trains_hooks() -> None:
     torchs = TorchConfig().backend_cls
     hooks = {name for name in vars(torchs) if not name.startswith("_")}
     assert hooks <= set(vars(InterfaceBackend))
-    assert GroupConfig().backend_cls.share_cuda_visible_devices == torchs.share_cuda_visible_devices
-    assert GroupConfig().backend_cls.has_replica_groups == torchs.has_replica_groups
+    assert GroupConfig("gloo").backend_cls.share_cuda_visible_devices == torchs.share_cuda_visible_devices
+    assert GroupConfig("gloo").backend_cls.has_replica_groups == torchs.has_replica_groups
 
 
 # --- heads and local clusters
@@ -282,6 +297,34 @@ def test_loopback_is_a_constant_of_ray() -> None:
     with compat.loopback_only():
         assert ray_constants.ENABLE_RAY_CLUSTER is False
     assert before is ray_constants.ENABLE_RAY_CLUSTER
+
+
+def test_services_that_are_left_out_have_their_names() -> None:
+    from ray._private import ray_constants, services
+    from ray.dashboard.modules.event.event_agent import EventAgent
+
+    assert {"start_api_server", "start_monitor", "start_log_monitor"} <= vars(Node).keys()
+    for starter in (services.start_raylet, services.start_api_server):
+        assert "ray._private.utils.get_dashboard_dependency_error()" in source_of(starter)
+    assert "ray_constants.DASHBOARD_ADDRESS" in source_of(EventAgent)
+    assert ray_constants.KV_NAMESPACE_DASHBOARD
+    with compat.needed_services_only(log_to_driver=True):
+        assert Node.start_monitor.__name__ == "<lambda>" and Node.start_log_monitor.__name__ != "<lambda>"
+    assert Node.start_monitor.__name__ == "start_monitor"
+
+
+def test_trials_and_controllers_have_their_variables() -> None:
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    assert compat.IN_TRIALS in compat.variables_of_trials()
+    assert not [name for name in compat.variables_of_trials() if name.startswith("AWS_")]
+    assert compat.IN_CONTROLLERS in compat.variables_of_controllers()
+    made = source_of(DataParallelTrainer._initialize_and_run_controller)
+    assert "env_vars = get_env_vars_to_propagate()" in made
+    assert (
+        "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR,\n            DEFAULT_RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_VALUE"
+        in made
+    )
 
 
 def test_sessions_are_named_after_their_process(tmp_path: Path) -> None:

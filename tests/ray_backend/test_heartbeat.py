@@ -9,7 +9,14 @@ from dataclasses import replace
 import pytest
 
 from mnist_ray.ray_backend import heartbeat
-from mnist_ray.ray_backend.heartbeat import Heartbeat, Mailbox, ProgressMonitor, innermost_frames, origin_of_hang
+from mnist_ray.ray_backend.heartbeat import (
+    Heartbeat,
+    Mailbox,
+    ProgressMonitor,
+    innermost_frames,
+    origin_of_hang,
+    packed,
+)
 
 LIMIT_S = 60.0
 
@@ -125,13 +132,13 @@ def test_equal_progress_names_all_ranks(clock: Clock) -> None:
 
 def test_mailbox_gives_everything_once() -> None:
     mailbox = Mailbox()
-    mailbox.put("first")
-    mailbox.put("second", ends="retrain-1")
+    mailbox.put(b"first")
+    mailbox.put(b"second", ends="retrain-1")
     for number in range(3):
-        mailbox.heartbeat(beat("rank 0", number, progress=number))
+        mailbox.heartbeat("rank 0", packed(beat("rank 0", number, progress=number)))
     messages, beats = mailbox.take()
-    assert messages == ["first", "second"]
-    assert [one.number for one in beats] == [2]
+    assert messages == [b"first", b"second"]
+    assert beats == [packed(beat("rank 0", 2, progress=2))]
     assert mailbox.take() == ([], [])
     assert mailbox.ended() == {"retrain-1"}
 

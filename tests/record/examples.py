@@ -108,6 +108,7 @@ def every_kind() -> list[Event]:
         events.FinalStarted(trainings=("final-trial-0000-seed-1",)),
         events.FinalEnded(trainings=("final-trial-0000-seed-1",), rests_on=7, elapsed_s=1e-300),
         selected(rests_on=7, final=events.FinalResult((events.FinalistMean("recipe", 0.5),), 0.1 + 0.2, 1e-300)),
+        events.RetrainingStarted(concurrent=2),
         events.RetrainingEnded(rests_on=10, elapsed_s=1.0),
         events.RetrainingFailed(error="worker 1 died"),
         split_opened(),

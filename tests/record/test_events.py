@@ -30,7 +30,7 @@ def test_kinds_keep_their_names() -> None:
     assert [kind_of(event) for event in EVENTS] == [
         *("run_taken", "session_started", "training_created", "epoch_reported", "training_ended"),
         *("search_started", "search_ended", "final_started", "final_ended", "configuration_selected"),
-        *("retraining_ended", "retraining_failed", "test_opened", "test_scored"),
+        *("retraining_started", "retraining_ended", "retraining_failed", "test_opened", "test_scored"),
     ]
 
 

@@ -8,22 +8,28 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray.util
-from ray.train.backend import Backend
-from ray.train.torch import TorchConfig
+from ray.train.backend import Backend, BackendConfig
 
 _SIOCGIFADDR = 0x8915  # "get interface address", netdevice(7)
 
 
 @dataclass
-class GroupConfig(TorchConfig):
-    """Ray Train's configuration, with gloo and NCCL on the interface by whose address the cluster knows the node.
+class GroupConfig(BackendConfig):
+    """Ray Train's configuration for torch, with gloo and NCCL on the interface of the address that the cluster knows.
 
-    Otherwise gloo takes the interface that the machine's own name leads to: on many machines loopback, or none.
+    Otherwise gloo takes the interface that the machine's own name leads to: on many machines loopback, or none. The
+    controller imports torch only for a group of several workers; a single one needs no process group.
     """
+
+    backend: str
 
     @property
     def backend_cls(self) -> type[Backend]:
         return InterfaceBackend
+
+    @property
+    def train_func_context(self) -> Any:
+        return _torch_config(self).train_func_context
 
 
 class InterfaceBackend(Backend):
@@ -32,14 +38,26 @@ class InterfaceBackend(Backend):
     share_cuda_visible_devices = True  # as the backend for torch has it
 
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
-        worker_group.execute(choose_interface)
-        TorchConfig().backend_cls().on_start(worker_group, backend_config)
+        if len(worker_group) > 1:
+            worker_group.execute(choose_interface)
+            config = _torch_config(backend_config)
+            config.backend_cls().on_start(worker_group, config)
 
     def on_training_start(self, worker_group: Any, backend_config: Any) -> None:
-        TorchConfig().backend_cls().on_training_start(worker_group, backend_config)
+        if len(worker_group) > 1:
+            config = _torch_config(backend_config)
+            config.backend_cls().on_training_start(worker_group, config)
 
     def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
-        TorchConfig().backend_cls().on_shutdown(worker_group, backend_config)
+        if len(worker_group) > 1:
+            config = _torch_config(backend_config)
+            config.backend_cls().on_shutdown(worker_group, config)
+
+
+def _torch_config(config: Any) -> Any:
+    from ray.train.torch import TorchConfig  # imports torch, which takes 3 s
+
+    return TorchConfig(backend=config.backend)
 
 
 def choose_interface() -> None:

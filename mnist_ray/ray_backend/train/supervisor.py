@@ -11,9 +11,15 @@ import ray
 from mnist_ray.config import Retrain
 from mnist_ray.pipeline.backend import RetrainingReports
 from mnist_ray.pipeline.tasks import RetrainingEnd, TrainingTask
-from mnist_ray.ray_backend.heartbeat import ProgressMonitor, is_alive, origin_of_hang
-from mnist_ray.ray_backend.train.messages import ControllerStarted, EpochDone, GroupEnded, GroupStarting, Message
-from mnist_ray.ray_backend.train.worker import name_of
+from mnist_ray.ray_backend.heartbeat import ProgressMonitor, is_alive, origin_of_hang, take_from
+from mnist_ray.ray_backend.train.messages import (
+    ControllerStarted,
+    EpochDone,
+    GroupEnded,
+    GroupStarting,
+    Message,
+    name_of,
+)
 from mnist_ray.storage.failures import StorageFailure
 
 logger = logging.getLogger(__name__)
@@ -25,8 +31,15 @@ class Supervisor:
     """Reports to the pipeline, counts failures, and kills groups that hang, over all groups that do the trainings."""
 
     def __init__(
-        self, tasks: Sequence[TrainingTask], settings: Retrain, reports: RetrainingReports, hang_limit_s: float
+        self,
+        tasks: Sequence[TrainingTask],
+        settings: Retrain,
+        reports: RetrainingReports,
+        hang_limit_s: float,
+        name: str = "the group of workers",
     ) -> None:
+        """name: of the group, for messages."""
+        self._name = name
         self._open = list(tasks)
         self._settings = settings
         self._reports = reports
@@ -57,7 +70,7 @@ class Supervisor:
 
         Raises RayError if the mailbox is gone, and what `reports` raises.
         """
-        messages, heartbeats = ray.get(self._mailbox.take.remote())
+        messages, heartbeats = take_from(self._mailbox)
         for message in messages:
             self._take(message)
         self._reports.poll()
@@ -93,7 +106,7 @@ class Supervisor:
         self.last_failure = reason
         self.num_failures += not ended.is_preemption
         self._monitor.forget(self._ranks)
-        logger.warning("the group of workers was ended: %s", reason)
+        logger.warning("%s was ended: %s", self._name, reason)
 
     def _end_if_hanging(self) -> None:
         """Kill all ranks if none makes progress; start-up does not count, nor do ranks that have done their part."""

@@ -4,7 +4,6 @@ import contextlib
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -16,9 +15,8 @@ import torch.distributed as dist
 from mnist_ray.config import Retrain
 from mnist_ray.pipeline.execution import states_of
 from mnist_ray.pipeline.tasks import Execution, Failure, RetrainingEnd, TrainingTask
-from mnist_ray.ray_backend.heartbeat import heartbeats
-from mnist_ray.ray_backend.shared_data import SharedImages
-from mnist_ray.ray_backend.train.messages import EpochDone, Message
+from mnist_ray.ray_backend.heartbeat import heartbeats, packed
+from mnist_ray.ray_backend.train.messages import EpochDone, GroupTask, Message, name_of
 from mnist_ray.storage.failures import StorageFailure
 from mnist_ray.storage.files import storage_path
 from mnist_ray.training import progress_counter
@@ -31,20 +29,6 @@ from mnist_ray.training.loop import DivergedError, TrainState
 from mnist_ray.training.process import prepare_to_train
 
 COLLATERAL_S = 3.0
-
-
-@dataclass(frozen=True)
-class GroupTask:
-    """The work of one group of workers."""
-
-    tasks: Sequence[TrainingTask]
-    images: SharedImages
-    settings: Retrain
-    mailbox: Any
-
-
-def name_of(rank: int) -> str:
-    return f"rank {rank}"
 
 
 def train_in_group(work: GroupTask) -> None:
@@ -61,8 +45,8 @@ def train_in_group(work: GroupTask) -> None:
 
 
 def _connected(tasks: Sequence[TrainingTask], worker: Worker) -> contextlib.AbstractContextManager[None]:
-    """Connect to the other ranks, unless the trainings exchange over torch.distributed."""
-    if not all(kernels_for(task.config.kernels, worker.device).collectives for task in tasks):
+    """Connect to the other ranks, unless there are none or the trainings exchange over torch.distributed."""
+    if worker.world_size == 1 or not all(kernels_for(task.config.kernels, worker.device).collectives for task in tasks):
         return contextlib.nullcontext()
     return connected_ranks(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
 
@@ -161,6 +145,6 @@ def _lost_rank_noticed_first() -> Iterator[None]:
 def _send(mailbox: Any, worker: Worker, message: Message, ends: str | None = None) -> None:
     """Send a message from rank 0; the end of a training is waited for, so that a new start of the group finds it."""
     if worker.rank == 0:
-        sent = mailbox.put.remote(message, ends)
+        sent = mailbox.put.remote(packed(message), ends)
         if ends is not None:
             ray.get(sent)

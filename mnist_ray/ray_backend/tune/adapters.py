@@ -1,7 +1,7 @@
 """The trial controller as Ray Tune takes it: a searcher, a scheduler and a callback, none of which decides anything."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ray import tune
@@ -23,11 +23,12 @@ def task_of(trial: Trial) -> TrainingTask:
 
 
 class ControllerSearcher(Searcher):
-    """Hands the controller's trials to Tune."""
+    """Hands the controller's trials to Tune, and says when no more are to come."""
 
-    def __init__(self, controller: TrialController) -> None:
+    def __init__(self, controller: TrialController, when_all_handed_out: Callable[[], None]) -> None:
         super().__init__()
         self._controller = controller
+        self._when_all_handed_out: Callable[[], None] | None = when_all_handed_out
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
         return True  # the controller has them from the job spec
@@ -42,6 +43,9 @@ class ControllerSearcher(Searcher):
             task = self._controller.next_task()
         if task is WAITING:
             return None
+        if self._when_all_handed_out is not None and self._controller.all_handed_out:
+            self._when_all_handed_out()
+            self._when_all_handed_out = None
         return Searcher.FINISHED if task is None else {TASK: task}
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:

@@ -1,6 +1,7 @@
 """The search and the final round under Ray Tune, which starts the trials' processes and starts them again."""
 
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 from ray import tune
@@ -21,11 +22,13 @@ def run_trials(
     max_failures: int,
     ray_state: Path,
     hang_limit_s: float,
+    when_all_handed_out: Callable[[], None],
 ) -> None:
     """Run the controller's trials until it has none left, or its time is up.
 
     A trial that makes no progress for `hang_limit_s` is ended as if its process had died. A process is started again
-    at most `max_failures` times a trial. ray_state: the folder for Tune's files.
+    at most `max_failures` times a trial. ray_state: the folder for Tune's files. when_all_handed_out: called when the
+    last trials are still running.
 
     Raises what `controller.poll` raises, and KeyboardInterrupt; trials in flight stay open on the record then.
     """
@@ -35,7 +38,7 @@ def run_trials(
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"cpu": settings.cpus_per_trial, "gpu": settings.gpus_per_trial}),
         tune_config=tune.TuneConfig(
-            search_alg=ControllerSearcher(controller),
+            search_alg=ControllerSearcher(controller, when_all_handed_out),
             scheduler=ControllerScheduler(controller),
             num_samples=-1,  # as many as the controller has
             max_concurrent_trials=controller.num_concurrent,

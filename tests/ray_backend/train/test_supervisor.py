@@ -5,12 +5,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray import cloudpickle
 
 from mnist_ray.config import Retrain, TrainingConfig
 from mnist_ray.metrics import EpochMetrics, Score
 from mnist_ray.pipeline.tasks import Execution, RetrainingEnd, TrainingTask
 from mnist_ray.ray_backend import heartbeat
-from mnist_ray.ray_backend.heartbeat import Heartbeat, Mailbox
+from mnist_ray.ray_backend.heartbeat import Heartbeat, Mailbox, packed
 from mnist_ray.ray_backend.train import supervisor
 from mnist_ray.ray_backend.train.messages import EpochDone, GroupEnded, GroupStarting
 from mnist_ray.ray_backend.train.supervisor import Supervisor
@@ -58,27 +59,26 @@ class Driver:
         return self._log.messages
 
     def begin(self) -> None:
-        self.supervisor.begin(SimpleNamespace(take=SimpleNamespace(remote=self._mailbox.take)))
+        self.supervisor.begin(self._mailbox)
 
     def starts(self, num_workers: int) -> None:
-        self._mailbox.put_about_group(GroupStarting(num_workers))
+        self._mailbox.put_about_group(packed(GroupStarting(num_workers)))
 
     def ends(self, reason: str) -> None:
-        self._mailbox.put_about_group(GroupEnded(reason, is_preemption=False))
+        self._mailbox.put_about_group(packed(GroupEnded(reason, is_preemption=False)))
 
     def epoch(self, training_id: str, epoch: int) -> None:
         metrics = EpochMetrics(epoch, 1.0, Score(0.5, 5, 10), None)
-        self._mailbox.put(EpochDone(training_id, metrics))
+        self._mailbox.put(packed(EpochDone(training_id, metrics)))
 
     def end(self, training_id: str) -> None:
         end = RetrainingEnd(training_id, b"model", None, Execution(2, 1, "cpu", num_failures=0))
-        self._mailbox.put(end, ends=training_id)
+        self._mailbox.put(packed(end), ends=training_id)
 
     def beats(self, *names: str, pid: int, progress: int = 0) -> None:
         for name in names:
-            self._mailbox.heartbeat(
-                Heartbeat(name, "host", pid, f"{name} of {pid}", 0, progress, "somewhere", is_last=False)
-            )
+            beat = Heartbeat(name, "host", pid, f"{name} of {pid}", 0, progress, "somewhere", is_last=False)
+            self._mailbox.heartbeat(name, packed(beat))
 
     def look(self, seconds: int = 1) -> None:
         for _ in range(seconds):
@@ -93,17 +93,21 @@ def make_driver(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixtur
     def make_driver(workers: int | list[int]) -> Driver:
         driver = Driver(workers, caplog)
         clock = SimpleNamespace(monotonic=lambda: driver.now_s)
-        cluster = SimpleNamespace(
-            get=lambda answer: answer, kill=driver.killed.append, available_resources=lambda: {"CPU": 0.0}
-        )
+        cluster = SimpleNamespace(kill=driver.killed.append, available_resources=lambda: {"CPU": 0.0})
         monkeypatch.setattr(heartbeat, "time", clock)
         monkeypatch.setattr(supervisor, "time", clock)
         monkeypatch.setattr(supervisor, "ray", cluster)
         monkeypatch.setattr(supervisor, "is_alive", lambda actor: True)
+        monkeypatch.setattr(supervisor, "take_from", unpacked)
         driver.begin()
         return driver
 
     return make_driver
+
+
+def unpacked(mailbox: Mailbox) -> tuple[list[Any], list[Heartbeat]]:
+    messages, heartbeats = mailbox.take()
+    return [cloudpickle.loads(each) for each in messages], [cloudpickle.loads(each) for each in heartbeats]
 
 
 def runs_on(count: int) -> str:

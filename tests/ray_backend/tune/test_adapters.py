@@ -1,6 +1,7 @@
 """The adapters between the trial controller and Ray Tune, without a cluster."""
 
 import pickle
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -35,6 +36,10 @@ class Controller:
         self.restarts: list[tuple[str, str]] = []
         self.storage_failures: list[OSError] = []
         self._tasks = list(tasks)
+
+    @property
+    def all_handed_out(self) -> bool:
+        return not [task for task in self._tasks if isinstance(task, TrainingTask)]
 
     def next_task(self) -> TrainingTask | Waiting | None:
         return self._tasks.pop(0)
@@ -85,8 +90,17 @@ def callback(controller: Controller, monitor: Monitor | None = None) -> Controll
     return ControllerCallback(controller, Search(), monitor or Monitor())  # type: ignore[arg-type]
 
 
-def searcher(controller: Controller) -> ControllerSearcher:
-    return ControllerSearcher(controller)  # type: ignore[arg-type]
+def searcher(controller: Controller, when_all_handed_out: Callable[[], None] = lambda: None) -> ControllerSearcher:
+    return ControllerSearcher(controller, when_all_handed_out)  # type: ignore[arg-type]
+
+
+def test_last_trial_is_announced_once() -> None:
+    calls: list[str] = []
+    controller = Controller(task("trial-0000"), WAITING, task("trial-0001"), None, None)
+    controller.in_flight.add("trial-0000")
+    suggest = searcher(controller, lambda: calls.append("all handed out")).suggest
+    found = [(suggest(name), list(calls)) for name in "abcde"]
+    assert [said for _, said in found] == [[], [], *[["all handed out"]] * 3]
 
 
 def test_report_keeps_every_digit() -> None:
