@@ -8,7 +8,7 @@ from mnist_ray import data
 from mnist_ray.benchmarks.findings import Machine, Section, markdown, put_between, write_findings
 
 BEGIN, END = "<!-- benchmark:begin -->", "<!-- benchmark:end -->"
-PARTS = ("steps", "kernels", "workers", "retraining", "search")
+PARTS = ("steps", "kernels", "workers", "retraining", "search", "groups", "startup")
 
 
 def benchmark(parts: Sequence[str], data_dir: Path, num_rounds: int, say: Callable[[str], None]) -> list[Section]:
@@ -39,6 +39,14 @@ def _measure(part: str, data_dir: Path, num_rounds: int) -> list[Section]:
         from mnist_ray.benchmarks.jobs import measure_retraining
 
         return [measure_retraining(data_dir, num_rounds)]
+    if part == "groups":
+        from mnist_ray.benchmarks.groups import measure_groups
+
+        return [measure_groups(data_dir, num_rounds)]
+    if part == "startup":
+        from mnist_ray.benchmarks.startup import measure_startup
+
+        return [measure_startup(num_rounds)]
     from mnist_ray.benchmarks.jobs import measure_search
 
     return [measure_search(data_dir)]

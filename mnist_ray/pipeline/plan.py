@@ -130,8 +130,9 @@ def _facts(spec: JobSpec, capacity: Capacity, upload_bytes: int | None) -> Itera
     else:
         yield (
             "retraining",
-            f"{retrain.num_trainings} trainings on {retrain.workers_in_words} workers, "
-            f"each {retrain.cpus_per_worker} CPUs and {retrain.gpus_per_worker} GPUs",
+            f"{retrain.num_trainings} trainings, {capacity.num_concurrent_retrainings(retrain, retrain.num_trainings)} "
+            f"side by side, each on {retrain.workers_in_words} workers of {retrain.cpus_per_worker} CPUs and "
+            f"{retrain.gpus_per_worker} GPUs{_faster(retrain, capacity)}",
         )
     for stage, num_epochs, batches in _work(spec):
         steps = sorted({num_epochs * math.ceil(_num_train(spec, stage) / batch) for batch in batches})
@@ -266,9 +267,19 @@ def _estimates(spec: JobSpec, capacity: Capacity, speed: Speed) -> list[Estimate
         rounds = math.ceil(spec.most_final_trainings / capacity.num_concurrent_trials(spec))
         estimates.append(Estimate("final", *(2 * [rounds * spec.final_epochs * epoch_s])))
     if retrain:
-        alone_s = retrain.num_trainings * retrain.num_epochs * _num_train(spec, "retrain") * speed.image_s
-        estimates.append(Estimate("retrain", alone_s / capacity.num_workers(retrain), alone_s))
+        num_concurrent = capacity.num_concurrent_retrainings(retrain, retrain.num_trainings)
+        rounds = math.ceil(retrain.num_trainings / num_concurrent)
+        most_s = rounds * retrain.num_epochs * _num_train(spec, "retrain") * speed.image_s
+        estimates.append(Estimate("retrain", most_s / max(1, capacity.num_workers(retrain) // num_concurrent), most_s))
     return estimates
+
+
+def _faster(retrain: Retrain, capacity: Capacity) -> str:
+    """Return which settings are faster here, and why; "" where these are."""
+    alone = retrain.model_copy(update={"workers": 1})
+    if retrain.fewest_workers == 1 or capacity.num_concurrent_retrainings(alone, retrain.num_trainings) == 1:
+        return ""
+    return "; retrain.workers=1 is faster here: trainings side by side need not wait for each other's gradients"
 
 
 def expected_epochs(spec: JobSpec) -> float:

@@ -29,7 +29,7 @@ def search_times(trials: Sequence[Training], num_slots: int) -> SearchTimes:
     An epoch is dated when the driver received its report, so start-ups are measured too long rather than too short.
     """
     assert len(trials) > num_slots
-    spans = [_training_spans(trial) for trial in trials]
+    spans = [training_spans(trial) for trial in trials]
     start_ups = [_start_up_s(trial) for trial in trials]
     began = min(_seconds(trial.created_at) for trial in trials)
     ended = sorted(_seconds(trial.ended.at) for trial in trials if trial.ended)[-2]  # then a single one remains
@@ -95,10 +95,10 @@ def _computing_s(trainings: Sequence[Training]) -> float:
 
 def _start_up_s(training: Training) -> float:
     """Return the seconds from the training's creation to its first epoch's beginning."""
-    return _training_spans(training)[0][0] - _seconds(training.created_at)
+    return training_spans(training)[0][0] - _seconds(training.created_at)
 
 
-def _training_spans(training: Training) -> list[tuple[float, float]]:
+def training_spans(training: Training) -> list[tuple[float, float]]:
     """Return when each epoch began and ended, in seconds since 1970."""
     ends = [_seconds(at) for at in training.reported_at]
     return [(end - metrics.elapsed_s, end) for end, metrics in zip(ends, training.history, strict=True)]
