@@ -24,6 +24,7 @@ from mnist_ray.errors import InterruptedRunError
 LOOK_S = 0.1  # Ray may end this process half a second after its raylet
 SILENT_S = 60.0  # a port that does not answer, for so long: its host is gone, or more than busy
 AGAIN = "run the same command again to go on"
+AGENTS_END_S = 5.0
 LEAVE_S = 20.0  # for the end of Ray's own library in this process
 AGENTS = {  # by a part of the command line, before and after it is replaced by a title
     "dashboard/agent.py": "Ray's dashboard agent",
@@ -119,6 +120,25 @@ def agents_of_own_raylet() -> dict[str, int]:
         for part, name in AGENTS.items()
         if part in command and parents.get(parents[pid]) == os.getpid()
     }
+
+
+class AgentHandles:
+    """A raylet's agents, to be ended after Ray was shut down: by themselves they live on for a second or more."""
+
+    def __init__(self, agents: Mapping[str, int]) -> None:
+        self._handles: list[int] = []
+        for pid in agents.values():
+            with contextlib.suppress(ProcessLookupError):
+                self._handles.append(os.pidfd_open(pid))
+
+    def end(self) -> None:
+        """Kill the agents that still live, and wait until they are gone."""
+        for handle in self._handles:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+            select.select([handle], [], [], AGENTS_END_S)
+            os.close(handle)
+        self._handles = []
 
 
 def leave_within(seconds: float, message: str) -> None:

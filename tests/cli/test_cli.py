@@ -69,7 +69,10 @@ def test_importing_the_package_does_nothing() -> None:
         (["run", QUICKSTART, "--set", "search.space.dropout={low: 0.5, high: 0.1}"], ["dropout", "0.5", "0.1"]),
         (["run", QUICKSTART, "--set", "search.space.dropout={low: 0.5, high: 1.0}"], ["dropout", "1.0", "less than 1"]),
         (["run", QUICKSTART, "--set", "search.space.momentum={low: 0, high: 1}"], ["momentum", "no hyperparameter"]),
-        (["run", QUICKSTART, "--set", "recipe.batch_size=1"], ["recipe.batch_size 1", "retrain.workers 2"]),
+        (
+            ["run", QUICKSTART, "--set", "recipe.batch_size=1", "--set", "retrain.workers=2"],
+            ["recipe.batch_size 1", "retrain.workers 2"],
+        ),
         (["run", QUICKSTART, "--set", "retrain.workers=65"], ["batch_size", "65"]),
         (["run", QUICKSTART, "--set", "retrain.cpus_per_worker=999"], ["retrain.cpus_per_worker", "cluster has"]),
         (["run", QUICKSTART, "--set", "search.cpus_per_trial=999"], ["search.cpus_per_trial", "999"]),
