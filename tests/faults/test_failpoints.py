@@ -32,7 +32,7 @@ from tests.small_job import (
 )
 
 LATER = ("event-epoch", "event-training", "checkpoint-manifest", "lease")  # also killed at a later occurrence
-EVENT_KINDS = 13  # in a run that nothing disturbs: all but the failed retraining's
+EVENT_KINDS = 14  # in a run that nothing disturbs: all but the failed retraining's
 
 
 @pytest.fixture(scope="module", autouse=True)
