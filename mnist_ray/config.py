@@ -555,12 +555,34 @@ for _yaml in (_SpecLoader, _SpecDumper):
 MOST_SPEC_BYTES = 10**6
 
 
+PACKAGED_SPECS = Path(__file__).parent / "specs"
+
+
+def packaged_specs() -> list[str]:
+    """Return the names of the specs that come with the package."""
+    return sorted(file.stem for file in PACKAGED_SPECS.glob("*.yaml"))
+
+
+def spec_file(spec: Path | str) -> Path:
+    """Return the file of a spec: a path, or the name of a packaged spec where no file has that name."""
+    path = Path(spec)
+    packaged = PACKAGED_SPECS / f"{path}.yaml"
+    return packaged if path.name == str(path) and not path.is_file() and packaged.is_file() else path
+
+
 def load_spec(path: Path | str, overrides: Sequence[str] = ()) -> JobSpec:
-    """Read a spec file and apply overrides such as `search.num_trials=50`. Raises SpecError."""
+    """Read a spec file and apply overrides such as `search.num_trials=50`. Raises SpecError.
+
+    path: of a file, or the name of a packaged spec such as quickstart.
+    """
     try:
-        text = read_bounded(Path(path), MOST_SPEC_BYTES).decode("utf-8")
+        text = read_bounded(spec_file(path), MOST_SPEC_BYTES).decode("utf-8")
     except OSError as error:
-        raise SpecError(f"{path}: cannot be read ({error.strerror}): give the path of a job spec") from None
+        known = packaged_specs()
+        raise SpecError(
+            f"{path}: cannot be read ({error.strerror}): give the path of a job spec, or one of {', '.join(known)}"
+            f"{_did_you_mean(str(path), known)}"
+        ) from None
     except UnicodeDecodeError:
         raise SpecError(f"{path}: is not a text file in UTF-8: give the path of a job spec (YAML)") from None
     content = _parse_yaml(text, str(path))

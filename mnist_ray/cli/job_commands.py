@@ -26,6 +26,7 @@ def add_job_commands(commands: Any) -> None:
         job.add_argument(
             "--local", action="store_true", help="without Ray: one training after another, in this process"
         )
+        job.add_argument("-q", "--quiet", action="store_true", help="show warnings and the result alone")
         _add_job_options(job)
     plan = add_command(commands, "plan", _plan, "what a job needs, and what is in its way; nothing is started")
     plan.add_argument("spec", type=Path, help="a job spec, such as jobs/mnist.yaml")
@@ -50,7 +51,7 @@ def _do_job(arguments: argparse.Namespace) -> int:
 
     backend = _backend_of(arguments)
     job = {"run": api.run_job, "search": api.search_job, "train": api.train_job}[arguments.job]
-    with ProgressDisplay(spec.search.objective) as display:
+    with ProgressDisplay(spec.search.objective, arguments.quiet) as display:
         run = job(spec, backend, [display, ReportImporter()])
     print_report(run)
     return 0

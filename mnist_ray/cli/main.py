@@ -2,15 +2,20 @@
 
 import argparse
 import io
+import re
 import sys
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
+from typing import NoReturn
 
+from mnist_ray import __version__
 from mnist_ray.cli.cluster_commands import add_cluster_commands
 from mnist_ray.cli.job_commands import add_job_commands
 from mnist_ray.cli.machine_commands import add_machine_commands
 from mnist_ray.cli.output import guarded_output
 from mnist_ray.cli.run_commands import add_run_commands
+from mnist_ray.cli.spec_commands import add_spec_commands
 from mnist_ray.errors import OSERROR_EXIT_CODE, InterruptedRunError, MnistRayError, SpecError
 from mnist_ray.pipeline.signals import stoppable
 from mnist_ray.shown import shown
@@ -71,16 +76,31 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that names the command that was probably meant."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print a message of one line, and end with the code of a fault in the command."""
+        if unknown := re.match(r"argument COMMAND: invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            name, known = unknown[1], re.findall(r"[\w-]+", unknown[2])
+            near = get_close_matches(name, known, n=1)
+            remedy = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(known)}"
+            message = f"{name!r} is no command: {remedy}"
+        self.exit(SpecError.exit_code, f"{self.prog}: {shown(message)}\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="mnist-ray",
         description=DESCRIPTION,
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser.add_argument("--version", action="version", version=f"mnist_ray {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=argparse.ArgumentParser)
     add_job_commands(commands)
     add_run_commands(commands)
     add_cluster_commands(commands)
     add_machine_commands(commands)
+    add_spec_commands(commands)
     return parser

@@ -15,6 +15,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 from mnist_ray.callbacks import Callback, StageName, TrainingInfo, TrainingOutcome
 from mnist_ray.cli.output import GuardedStream
@@ -31,19 +32,24 @@ class ProgressDisplay(Callback):
     Use it as a context; nothing is drawn after the end.
     """
 
-    def __init__(self, objective: Objective) -> None:
+    def __init__(self, objective: Objective, quiet: bool = False, console: Console | None = None) -> None:
+        """quiet: show warnings and errors alone. console: without it standard error."""
         self._objective = objective
-        self._console = Console(file=cast(TextIO, GuardedStream(sys.stderr)), highlight=False, soft_wrap=True)
+        self._is_quiet = quiet
+        self._console = console or Console(
+            file=cast(TextIO, GuardedStream(sys.stderr)), highlight=False, soft_wrap=True
+        )
         self._bars = Progress(
-            TextColumn("{task.description:<9}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[unit]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[what]}"),
+            TextColumn("{task.description:<7}", table_column=Column(no_wrap=True, min_width=7)),
+            BarColumn(bar_width=12, table_column=Column(min_width=12)),
+            MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=5)),
+            TextColumn("{task.fields[unit]}", table_column=Column(no_wrap=True, min_width=6)),
+            TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=7)),
+            TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=7)),
+            TextColumn("{task.fields[what]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
             console=self._console,
-            disable=not self._console.is_terminal,
+            disable=quiet or not self._console.is_terminal,
+            expand=True,
         )
         self._stage: StageName = "data"
         self._bar: TaskID | None = None
@@ -55,9 +61,10 @@ class ProgressDisplay(Callback):
     def __enter__(self) -> "ProgressDisplay":
         logger = logging.getLogger("mnist_ray")
         self._level_before = logger.level
-        logger.setLevel(logging.INFO)
+        logger.setLevel(logging.WARNING if self._is_quiet else logging.INFO)
         logger.addHandler(self._messages)
         self._bars.start()
+        self._lasting("starting: the data are read and checked, then Ray starts")
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -69,21 +76,26 @@ class ProgressDisplay(Callback):
     def on_stage_start(self, stage: StageName, total: int, done: int, unit: str) -> None:
         self._stage = stage
         self._bar = self._bars.add_task(stage, total=total, completed=done, unit=unit, what="")
-        self._line(f"0 of {total} {unit}" if not done else f"{done} of {total} {unit} were done before", now=True)
+        if not self._console.is_terminal:
+            begun = f"0 of {total} {unit}" if not done else f"{done} of {total} {unit} were done before"
+            self._lasting(f"{stage}: {begun}")
 
     def on_stage_end(self, stage: StageName, elapsed_s: float) -> None:
         self._stage = stage
-        self._line(f"done in {elapsed_s:.1f} s", now=True)
+        self._lasting(f"{stage}: done in {elapsed_s:.1f} s")
 
     def on_epoch(self, training: TrainingInfo, metrics: EpochMetrics) -> None:
         if training.stage == "retrain":
             self._advance()
             num_epochs = training.config.num_epochs
-            self._show(
-                f"{training.role} ({training.id}) epoch {metrics.epoch} of {num_epochs} "
-                f"train_loss {metrics.train.loss:.4f} {metrics.elapsed_s:.1f} s",
-                now=metrics.epoch == num_epochs,
+            text = (
+                f"{training.role}, seed {training.config.seed}: epoch {metrics.epoch} of {num_epochs} "
+                f"train_loss {metrics.train.loss:.4f} {metrics.elapsed_s:.1f} s"
             )
+            if metrics.epoch == num_epochs:
+                self._lasting(f"{self._stage}: {text}")
+            else:
+                self._show(text)
         else:
             objective = metrics.objective(self._objective)
             best = self._best_so_far()
@@ -98,12 +110,11 @@ class ProgressDisplay(Callback):
             if self._best is None or sign * score < sign * self._best[0]:
                 self._best = (score, training.id)
         self._advance()
-        self._show(
-            f"{training.id} {outcome.status} after {outcome.epochs_done} epochs"
+        self._lasting(
+            f"{self._stage}: {training.id} {outcome.status} after {outcome.epochs_done} epochs"
             + (f" {self._objective} {score:.4f}" if score is not None else "")
             + (f" ({outcome.reason})" if outcome.reason else "")
-            + (self._best_so_far() if training.stage == "search" else ""),
-            now=True,
+            + (self._best_so_far() if training.stage == "search" else "")
         )
 
     def _best_so_far(self) -> str:
@@ -113,19 +124,19 @@ class ProgressDisplay(Callback):
         if self._bar is not None:
             self._bars.advance(self._bar)
 
-    def _show(self, text: str, now: bool = False) -> None:
-        """Show a text beside the bar; without a terminal as a line, at most one in LINE_EVERY_S unless it is `now`."""
-        if not self._console.is_terminal:
-            self._line(text, now)
-        elif self._bar is not None:
-            self._bars.update(self._bar, what=text)
-
-    def _line(self, text: str, now: bool) -> None:
+    def _show(self, text: str) -> None:
+        """Show a text beside the bar; without a terminal as a line, at most one in LINE_EVERY_S."""
         if self._console.is_terminal:
-            return
-        if now or time.monotonic() - self._last_line_at >= LINE_EVERY_S:
+            if self._bar is not None:
+                self._bars.update(self._bar, what=text)
+        elif time.monotonic() - self._last_line_at >= LINE_EVERY_S:
+            self._lasting(f"{self._stage}: {text}")
+
+    def _lasting(self, text: str) -> None:
+        """Print a line with the time; on a terminal it stays above the bars."""
+        if not self._is_quiet:
             self._last_line_at = time.monotonic()
-            self._console.print(f"{time.strftime('%H:%M:%S')} {self._stage}: {text}", markup=False)
+            self._console.print(f"{time.strftime('%H:%M:%S')} {text}", markup=False)
 
 
 class _ConsoleHandler(logging.Handler):

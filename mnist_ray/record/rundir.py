@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from difflib import get_close_matches
 from pathlib import Path
 
 from mnist_ray.config import check_storage
@@ -176,5 +177,8 @@ def find_run(name: str, storage: StoragePath) -> RunDir:
     for path in (storage / name, storage_path(name)):
         if (run := RunDir(path)).exists:
             return run
-    known = ", ".join(run.path.name for run in runs_in(storage)) or "none"
-    raise SpecError(f"there is no run {name!r} in {storage.absolute()} (there: {known}): give a name or a folder")
+    known = [run.path.name for run in runs_in(storage)]
+    near = get_close_matches(name, known, n=1)
+    remedy = f"did you mean {near[0]}?" if near else "give a name or a folder"
+    there = ", ".join(known) or "none"
+    raise SpecError(f"there is no run {name!r} in {storage.absolute()} (there: {there}): {remedy}")

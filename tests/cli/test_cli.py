@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mnist_ray import __version__
 from mnist_ray.cli.main import main
 from tests.faults.made_run import tamper
 from tests.report.made_up import made_up_spec, make_up
@@ -230,3 +231,18 @@ def test_text_that_cannot_be_shown_is_replaced(tmp_path: Path, monkeypatch: pyte
 def test_reconfigured_output_survives_a_pipe(tmp_path: Path) -> None:
     done = mnist_ray("results", "--storage", tmp_path / "−1 →", PYTHONIOENCODING="ascii")
     assert (done.returncode, done.stdout.strip()[-4:]) == (0, "?1 ?")
+
+
+def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"mnist_ray {__version__}\n"
+
+
+@pytest.mark.parametrize(("word", "remedy"), [("rnu", "did you mean 'run'?"), ("xyzzy", "use one of run, search")])
+def test_unknown_command_names_what_was_meant(word: str, remedy: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([word])
+    assert ended.value.code == 2
+    assert remedy in capsys.readouterr().err

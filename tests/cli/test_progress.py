@@ -1,0 +1,74 @@
+"""The progress display on terminals of two widths, without a terminal, and quiet."""
+
+import io
+import logging
+import re
+
+import pytest
+from rich.console import Console
+
+from mnist_ray.callbacks import TrainingInfo, TrainingOutcome
+from mnist_ray.cli.progress import ProgressDisplay
+from mnist_ray.config import TrainingConfig
+from mnist_ray.metrics import EpochMetrics, Score
+
+METRICS = EpochMetrics(7, 11.2, Score(0.05, 90, 100), Score(0.0432, 97, 100))
+TRIAL = TrainingInfo("trial-0003", "search", TrainingConfig(num_epochs=45), None)
+CHOICE = TrainingInfo("retrain-trial-0003-seed-2", "retrain", TrainingConfig(num_epochs=45, seed=2), "selected")
+
+
+def shown_by(quiet: bool = False, width: int = 80, is_terminal: bool = True) -> list[str]:
+    """Return what a display of a small run prints, line by line, without colours."""
+    output = io.StringIO()
+    console = Console(
+        file=output,
+        width=width,
+        height=30,
+        force_terminal=is_terminal,
+        soft_wrap=True,
+        highlight=False,
+        color_system=None,
+    )
+    with ProgressDisplay("val_loss", quiet, console) as display:
+        display.on_stage_start("search", 20, 0, "trials")
+        display.on_training_end(TRIAL, TrainingOutcome("pruned", "worse than 3 others", 5, METRICS))
+        display.on_epoch(TRIAL, METRICS)
+        display.on_stage_start("retrain", 90, 0, "epochs")
+        display.on_epoch(CHOICE, METRICS)
+        logging.getLogger("mnist_ray.somewhere").info("a message")
+        logging.getLogger("mnist_ray.somewhere").warning("a warning")
+    text = re.sub(r"\x1b\[[0-9?;]*[A-Za-z]", "", output.getvalue())
+    return text.replace("\r", "\n").splitlines()
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_bars_fit_the_terminal(width: int) -> None:
+    bars = [line for line in shown_by(width=width) if "20 trials" in line or "90 epochs" in line]
+    assert bars and all(len(line) <= width for line in bars)
+    last = [line for line in bars if "trial-0003 epoch 7" in line][-1]
+    assert re.match(r"search +\S+ +1/20 trials \d:\d\d:\d\d \S+ trial-0003 epoch 7 ", last)
+    assert ("…" in last) == (width == 80)
+
+
+def test_ended_trials_last_above_the_bars() -> None:
+    lines = shown_by()
+    (line,) = [line for line in lines if "pruned" in line]
+    assert re.fullmatch(
+        r"\d\d:\d\d:\d\d search: trial-0003 pruned after 5 epochs val_loss 0\.0432 \(worse than 3 others\)",
+        line.rstrip(),
+    )
+
+
+def test_first_seconds_have_a_word() -> None:
+    for is_terminal in (True, False):
+        first = next(line for line in shown_by(is_terminal=is_terminal) if line.strip())
+        assert re.match(r"\d\d:\d\d:\d\d starting: ", first)
+
+
+def test_retrainings_are_named_by_role_and_seed() -> None:
+    assert any("selected, seed 2: epoch 7 of 45" in line for line in shown_by(width=120))
+
+
+def test_quiet_shows_warnings_alone() -> None:
+    assert shown_by(quiet=True) == ["a warning"]
+    assert shown_by(quiet=True, is_terminal=False) == ["a warning"]
