@@ -22,7 +22,7 @@ def _add_benchmark(commands: Any) -> None:
     text = "measure how fast this machine is at each part of a job, beside the usual loop; some minutes"
     benchmark = add_command(commands, "benchmark", _benchmark, text)
     benchmark.add_argument(
-        "parts", nargs="*", metavar="PART", help="steps, kernels, workers, retraining, search (default: all)"
+        "parts", nargs="*", metavar="PART", help="steps, kernels, workers, retraining, search, peers (default: all)"
     )
     benchmark.add_argument("--data-dir", help="where MNIST lies or goes")
     benchmark.add_argument("--rounds", type=int, default=5, help="how often each is measured (default: 5)")
