@@ -2,7 +2,7 @@
 # make test     the tests, two files at a time, in order, so that the longest files (faults) do not come last; PYTEST_ARGS goes to pytest (-n 0: one at a time)
 # make test-slow  the slow tests: real kills, hangs, lost nodes, full disks
 # make check    format, lint, types, layering
-# make bench    mnist-ray benchmark (quarter of an hour), into docs/performance.md
+# make bench    mnist-ray benchmark (half an hour), into docs/performance.md
 # make chaos    kill a real job a hundred times (over half an hour) and write the losses into docs/reliability.md
 # make outside  run a small real job in the surroundings that outsiders tried (quarter of an hour), into docs/reliability.md
 # make lock     pin the requirements again; LOCK_ARGS=--upgrade takes the newest versions

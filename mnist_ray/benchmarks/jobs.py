@@ -2,7 +2,6 @@
 
 import multiprocessing
 import statistics
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ import torch
 from mnist_ray import data
 from mnist_ray.api import search_job
 from mnist_ray.benchmarks.findings import Section
+from mnist_ray.benchmarks.folders import short_folder
 from mnist_ray.config import JobSpec, Retrain, TrainingConfig, parse_spec
 from mnist_ray.metrics import EpochMetrics
 from mnist_ray.pipeline.execution import tensors_of
@@ -32,13 +32,6 @@ NUM_TRIALS = 20
 NUM_IMAGES = 12_000  # an epoch takes some two seconds on one core
 NUM_EPOCHS = 11
 CONFIG = TrainingConfig(num_epochs=NUM_EPOCHS)
-
-
-@contextmanager
-def short_folder() -> Iterator[Path]:
-    """For Ray's own files: sockets lie below it, and their paths cannot be long."""
-    with tempfile.TemporaryDirectory(prefix="mr-", ignore_cleanup_errors=True) as folder:
-        yield Path(folder)
 
 
 # --- the search

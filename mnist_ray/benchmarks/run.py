@@ -8,7 +8,7 @@ from mnist_ray import data
 from mnist_ray.benchmarks.findings import Machine, Section, markdown, put_between, write_findings
 
 BEGIN, END = "<!-- benchmark:begin -->", "<!-- benchmark:end -->"
-PARTS = ("steps", "kernels", "workers", "retraining", "search", "groups", "startup")
+PARTS = ("steps", "kernels", "workers", "retraining", "search", "groups", "startup", "peers")
 
 
 def benchmark(parts: Sequence[str], data_dir: Path, num_rounds: int, say: Callable[[str], None]) -> list[Section]:
@@ -22,7 +22,7 @@ def benchmark(parts: Sequence[str], data_dir: Path, num_rounds: int, say: Callab
 
 
 def _measure(part: str, data_dir: Path, num_rounds: int) -> list[Section]:
-    """Each part imports its own: torchvision for the steps, Ray for retraining and search."""
+    """Each part imports its own: torchvision for the steps, Ray for retraining, search and peers."""
     if part == "steps":
         from mnist_ray.benchmarks.steps import measure_steps
 
@@ -47,6 +47,10 @@ def _measure(part: str, data_dir: Path, num_rounds: int) -> list[Section]:
         from mnist_ray.benchmarks.startup import measure_startup
 
         return [measure_startup(num_rounds)]
+    if part == "peers":
+        from mnist_ray.benchmarks.peers import measure_peers
+
+        return measure_peers(data_dir, num_rounds)
     from mnist_ray.benchmarks.jobs import measure_search
 
     return [measure_search(data_dir)]

@@ -25,7 +25,7 @@ def _add_benchmark(commands: Any) -> None:
         "parts",
         nargs="*",
         metavar="PART",
-        help="steps, kernels, workers, retraining, search, groups, startup (default: all)",
+        help="steps, kernels, workers, retraining, search, groups, startup, peers (default: all)",
     )
     benchmark.add_argument("--data-dir", help="where MNIST lies or goes")
     benchmark.add_argument("--rounds", type=int, default=5, help="how often each is measured (default: 5)")
