@@ -7,7 +7,7 @@ from pathlib import Path
 from mnist_ray import data
 from mnist_ray.api import train_job
 from mnist_ray.benchmarks.findings import Section
-from mnist_ray.benchmarks.jobs import short_folder
+from mnist_ray.benchmarks.folders import short_folder
 from mnist_ray.config import JobSpec, parse_spec
 from mnist_ray.pipeline.capacity import local_capacity
 from mnist_ray.ray_backend.backend import RayBackend

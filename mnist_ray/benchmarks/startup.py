@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 from mnist_ray.benchmarks.findings import Section
-from mnist_ray.benchmarks.jobs import short_folder
+from mnist_ray.benchmarks.folders import short_folder
 from mnist_ray.config import Stage
 from mnist_ray.record.events import (
     ConfigurationSelected,
