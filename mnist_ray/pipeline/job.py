@@ -107,12 +107,16 @@ def _work_on(
     shutil.rmtree(run.paths.ray_state, ignore_errors=True)  # of sessions before this one
     _remove_spent_checkpoints(run)
     stages = Stages(spec, writer, callbacks)
-    with spent_checkpoints_removed(writer), backend.connect(spec, run) as connection:
+    # A backend starts processes ahead for the stages that follow.
+    foreseen = spec if until == "tested" else spec.model_copy(update={"retrain": None})
+    with spent_checkpoints_removed(writer), backend.connect(foreseen, run) as connection:
         heed_sigterm()  # Ray takes the signal for itself
         num_concurrent = connection.num_concurrent_trials(spec) if with_search else 0
         connection.check_retraining(spec)
-        if not run.state.retraining_is_current:
-            connection.prepare("search" if with_search and not run.state.selection_is_current else "retrain")
+        if with_search and not is_done(run.state, spec, "selected"):
+            connection.prepare("search")
+        elif not run.state.retraining_is_current:
+            connection.prepare("retrain")
         stages.record_start(backend, connection)
         try:
             if with_search:
