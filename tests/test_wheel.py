@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+import yaml
 
 from mnist_ray import load_spec
 from mnist_ray.config import packaged_specs
@@ -64,6 +65,13 @@ def test_packaged_specs_are_those_of_jobs(installed: Path, tmp_path: Path) -> No
         printed = command(installed, tmp_path, "specs", name).stdout.partition("\n")[2]
         assert printed == (REPOSITORY / "jobs" / f"{name}.yaml").read_text()
         assert load_spec(name) == load_spec(REPOSITORY / "jobs" / f"{name}.yaml")
+
+
+def test_workflow_runs_the_checks() -> None:
+    workflow = yaml.safe_load((REPOSITORY / ".github" / "workflows" / "ci.yml").read_text())
+    (job,) = workflow["jobs"].values()
+    assert job["steps"][-1] == {"run": ".ci/run"}
+    assert os.access(REPOSITORY / ".ci" / "run", os.X_OK)
 
 
 def test_unknown_spec_is_named(installed: Path, tmp_path: Path) -> None:
