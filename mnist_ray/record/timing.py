@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import cast
 
 from mnist_ray.config import Stage
-from mnist_ray.record.events import FinalEnded, RetrainingEnded, TestScored
+from mnist_ray.record.events import FinalEnded, RetrainingEnded, RetrainingStarted, TestScored
 from mnist_ray.record.state import RunState, Training
 
 
@@ -46,23 +46,51 @@ def search_times(trials: Sequence[Training], num_slots: int) -> SearchTimes:
 
 @dataclass(frozen=True)
 class TrialTime:
-    """Seconds of one training: from its creation to its first epoch's beginning, in its epochs, and the rest."""
+    """Seconds of one training: until its slot was free, from there to its first epoch, in its epochs, and the rest."""
 
     training_id: str
+    queued_s: float
     start_up_s: float
     computing_s: float  # validation included
     waiting_s: float  # for the driver, for its next turn, for a new start after a death
 
 
-def training_times(trainings: Sequence[Training]) -> list[TrialTime]:
-    """Return the times of the trainings that have ended with an epoch or more."""
+def training_times(trainings: Sequence[Training], num_retrained_at_once: int = 1) -> list[TrialTime]:
+    """Return the times of the trainings that have ended with an epoch or more.
+
+    Trials are created when they are handed out. Retrainings are all created at the beginning of their stage, so each
+    that is not among the first `num_retrained_at_once` is queued until another one ends.
+    """
+    queued_s = _queued_s([training for training in trainings if training.stage == "retrain"], num_retrained_at_once)
     times = []
     for training in trainings:
         if training.history and training.ended:
-            start_up, computing = max(0.0, _start_up_s(training)), training.elapsed_s
+            queued, computing = queued_s.get(training.id, 0.0), training.elapsed_s
+            start_up = max(0.0, _start_up_s(training) - queued)
             whole = _seconds(training.ended.at) - _seconds(training.created_at)
-            times.append(TrialTime(training.id, start_up, computing, max(0.0, whole - start_up - computing)))
+            waiting = max(0.0, whole - queued - start_up - computing)
+            times.append(TrialTime(training.id, queued, start_up, computing, waiting))
     return times
+
+
+def num_retrained_at_once(state: RunState) -> int:
+    """Return how many retrainings the latest session ran side by side; 1 where the record does not say."""
+    started = [event.concurrent for event in state.stage_events if isinstance(event, RetrainingStarted)]
+    return started[-1] if started else 1
+
+
+def _queued_s(trainings: Sequence[Training], num_slots: int) -> dict[str, float]:
+    """Return by training how long it waited for one of so many slots."""
+    begun = sorted(
+        (training for training in trainings if training.history), key=lambda each: training_spans(each)[0][0]
+    )
+    ends = sorted(_seconds(training.ended.at) for training in begun if training.ended)
+    queued = {}
+    for number, training in enumerate(begun):
+        is_first = number < num_slots or number - num_slots >= len(ends)
+        free_at = _seconds(training.created_at) if is_first else ends[number - num_slots]
+        queued[training.id] = max(0.0, min(free_at, training_spans(training)[0][0]) - _seconds(training.created_at))
+    return queued
 
 
 @dataclass(frozen=True)

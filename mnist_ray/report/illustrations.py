@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from mnist_ray.record.models import retrained_models
 from mnist_ray.record.study import study_of
-from mnist_ray.record.timing import training_times
+from mnist_ray.record.timing import num_retrained_at_once, training_times
 from mnist_ray.report import figures
 from mnist_ray.report.analysis.search_review import SearchReview
 from mnist_ray.report.formatting import heading, percent
@@ -147,15 +147,16 @@ def error_illustrations(review: Review) -> list[Illustration]:
 
 def time_illustrations(review: Review) -> list[Illustration]:
     """Return what shows where the time went."""
-    times = training_times(review.trainings())
+    times = training_times(review.trainings(), num_retrained_at_once(review.state))
     if not times:
         return []
     is_sampled = len(times) > MOST_TIMED
     shown = [times[int(index)] for index in np.linspace(0, len(times) - 1, MOST_TIMED)] if is_sampled else times
     sampled = f" An even sample of {len(shown)} of {len(times)}." if is_sampled else ""
     caption = (
-        "Start-up: from the training's creation to its first epoch's beginning. Waiting: for its process, for the "
-        f"driver, or for a new start after a failure.{sampled}"
+        "Start-up: from the moment when the training's slot was free to its first epoch's beginning. The queue before "
+        "that is not drawn. Waiting: for its process, for the driver, or for a new start after a "
+        f"failure.{sampled}"
     )
     alt = f"Time of each of {len(shown)} trainings, by part"
     return [Illustration("times", figures.time_bars(shown), "Time of each training", caption, alt)]

@@ -18,7 +18,7 @@ from mnist_ray.record.predictions import NUM_CLASSES, Predictions, images_of_tes
 from mnist_ray.record.rundir import RunDir
 from mnist_ray.record.state import Training
 from mnist_ray.record.tables import HISTORY_COLUMNS
-from mnist_ray.record.timing import stage_times, training_times
+from mnist_ray.record.timing import num_retrained_at_once, stage_times, training_times
 from mnist_ray.report.analysis.significance import wilson
 from mnist_ray.report.formatting import (
     HYPERPARAMETERS,
@@ -262,15 +262,14 @@ def stages(review: Review) -> Table:
 
 def time_text(review: Review) -> str:
     """Return the parts of the trainings' time in a sentence; empty before a training has ended."""
-    times = training_times(review.trainings())
+    times = training_times(review.trainings(), num_retrained_at_once(review.state))
     if not times:
         return ""
-    start_up_s, computing_s, waiting_s = (
-        sum(parts)
-        for parts in zip(*((each.start_up_s, each.computing_s, each.waiting_s) for each in times), strict=True)
+    queued_s, start_up_s, computing_s, waiting_s = (
+        sum(getattr(each, part) for each in times) for part in ("queued_s", "start_up_s", "computing_s", "waiting_s")
     )
     total_s = start_up_s + computing_s + waiting_s or 1.0
     return (
         f"Summed over {len(times)} trainings: start-up {seconds(start_up_s)}, computing {seconds(computing_s)} "
-        f"({100 * computing_s / total_s:.0f} %), waiting {seconds(waiting_s)}."
+        f"({100 * computing_s / total_s:.0f} %), waiting {seconds(waiting_s)}; queued before that {seconds(queued_s)}."
     )

@@ -1,5 +1,6 @@
 """The times of a search, on records worked out by hand."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -51,7 +52,19 @@ def test_parts_add_up_to_the_whole() -> None:
     waited = trial(1, 0, [(5, 9)], 10)
     unfinished = trial(2, 0, [(1, 2)], 3)
     unfinished.ended = None
-    assert training_times([waited, unfinished, trial(3, 0, [], 4)]) == [TrialTime("trial-0001", 5.0, 4.0, 1.0)]
+    assert training_times([waited, unfinished, trial(3, 0, [], 4)]) == [TrialTime("trial-0001", 0.0, 5.0, 4.0, 1.0)]
+
+
+def test_queue_is_no_start_up() -> None:
+    """Three retrainings, created at once, in two slots and in one."""
+    spans = [(2.0, 10.0), (3.0, 12.0), (10.5, 20.0)]
+    trainings = [replace(trial(number, 0, [span], span[1]), stage="retrain") for number, span in enumerate(spans)]
+    assert [(each.queued_s, each.start_up_s) for each in training_times(trainings, 2)] == [(0, 2), (0, 3), (10, 0.5)]
+    in_turn = [(2.0, 9.0), (11.0, 20.0)]
+    one_slot = [replace(trial(number, 0, [span], span[1]), stage="retrain") for number, span in enumerate(in_turn)]
+    assert [(each.queued_s, each.start_up_s) for each in training_times(one_slot)] == [(0, 2), (9, 2)]
+    for each, (_, end) in zip(training_times(trainings, 2), spans, strict=True):
+        assert each.queued_s + each.start_up_s + each.computing_s + each.waiting_s == pytest.approx(end)
 
 
 def test_stages_add_up_their_sessions() -> None:
