@@ -3,6 +3,7 @@
 # make test-slow  the slow tests: real kills, hangs, lost nodes, full disks
 # make check    format, lint, types, layering
 # make bench    mnist-ray benchmark (half an hour), into docs/performance.md
+# make gpu      check and measure a GPU in some minutes, into docs/performance.md; GPU_ARGS='--device cpu' rehearses
 # make chaos    kill a real job a hundred times (over half an hour) and write the losses into docs/reliability.md
 # make outside  run a small real job in the surroundings that outsiders tried (quarter of an hour), into docs/reliability.md
 # make lock     pin the requirements again; LOCK_ARGS=--upgrade takes the newest versions
@@ -17,12 +18,13 @@ NAME ?= quickstart
 PYTEST_ARGS ?=
 LOCK_ARGS ?=
 OUTSIDE_ARGS ?=
+GPU_ARGS ?=
 CHAOS_ARGS ?= --kills 100 --seed 1
 
 BIN := .venv/bin
 UV := .venv/uv/bin/uv
 
-.PHONY: help run test test-slow check bench chaos outside lock clean
+.PHONY: help run test test-slow check bench gpu chaos outside lock clean
 .NOTPARALLEL:
 
 help:
@@ -45,6 +47,10 @@ check: .venv/installed-dev
 
 bench: .venv/installed-runtime
 	@$(BIN)/mnist-ray benchmark --page docs/performance.md
+
+gpu: .venv/installed-runtime
+	@mkdir -p results
+	@$(BIN)/python -m mnist_ray.benchmarks.gpu $(GPU_ARGS) --out results/gpu.json --page docs/performance.md
 
 chaos: .venv/installed-dev
 	@$(BIN)/python -m tools.chaos $(CHAOS_ARGS) --control --json results/chaos.json --page docs/reliability.md

@@ -2,12 +2,10 @@
 
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-from tabulate import tabulate
 
 from mnist_ray import __version__
 from mnist_ray.pipeline.provenance import gpu_names, processor
@@ -24,9 +22,19 @@ class Section:
     ratios: dict[str, float]  # what matters, by a line that says what it is
 
     def markdown(self) -> str:
-        table = tabulate(self.rows, headers="keys", tablefmt="github", disable_numparse=True)
         lines = [f"- {what}: **{value:.3g}**" for what, value in self.ratios.items()]
-        return "\n".join([f"### {self.title}", "", self.text, "", table, "", *lines, ""])
+        table = "\n".join(_table(self.rows))
+        return "\n".join([f"### {self.title}", "", self.text, "", table, "", *([*lines, ""] if lines else [])])
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the lines of a table as tabulate's "github" has it, which a machine with torch alone has not got."""
+    columns = [[str(name), *(str(row[name]) for row in rows)] for name in rows[0]]
+    widths = [max(len(column[0]) + 2, *map(len, column)) for column in columns]
+    for number, cells in enumerate(zip(*columns, strict=True)):
+        yield "".join(f"| {cell.ljust(width)} " for cell, width in zip(cells, widths, strict=True)) + "|"
+        if number == 0:
+            yield "".join(f"|{'-' * (width + 2)}" for width in widths) + "|"
 
 
 @dataclass(frozen=True)
