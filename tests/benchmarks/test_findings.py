@@ -37,7 +37,10 @@ def test_a_page_without_the_marker_lines_is_left_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["step"], "PART 'step' is not measured: use some of steps, kernels, workers, retraining, search, peers"),
+        (
+            ["step"],
+            "PART 'step' is not measured: use some of steps, kernels, workers, retraining, search, groups, startup, peers",
+        ),
         (["steps", "--rounds", "0"], "--rounds 0: must be 1 or more"),
     ],
 )
