@@ -16,6 +16,8 @@ from mnist_ray.benchmarks.gpu.images import made_up, read_mnist
 from mnist_ray.benchmarks.gpu.parts import PARTS
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.timeout(600)  # half a minute, unless the machine has other work
+
 WITHOUT_RAY = [part for part in PARTS if part != "ray"]
 # What a machine with torch may lack: none of these can be imported.
 LACKING = ["joblib", "optuna", "pandas", "pyarrow", "ray", "sklearn", "tabulate", "torchvision"]
@@ -31,7 +33,7 @@ def rehearse(*arguments: object, before: str = "") -> "subprocess.CompletedProce
         env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=580,
     )
 
 
@@ -49,7 +51,6 @@ def write_mnist(folder: Path, num_images: int) -> None:
     (folder / "train-labels-idx1-ubyte").write_bytes(labels)
 
 
-@pytest.mark.timeout(600)
 def test_every_part_but_rays_needs_no_more_than_trainings_do(tmp_path: Path) -> None:
     page, out = tmp_path / "page.md", tmp_path / "found.json"
     page.write_text(f"above\n{BEGIN}\n{END}\nbelow\n")
@@ -67,7 +68,6 @@ def test_every_part_but_rays_needs_no_more_than_trainings_do(tmp_path: Path) -> 
     assert page.read_text().count("On MNIST. A rehearsal on a CPU") == len(WITHOUT_RAY)
 
 
-@pytest.mark.timeout(600)
 def test_rays_part_runs_a_job() -> None:
     done = rehearse("ray", "--device", "cpu")
     assert done.returncode == 0, done.stderr
