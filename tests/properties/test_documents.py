@@ -204,7 +204,9 @@ def _wrong_commands(code: str) -> Iterator[str]:
             if part not in benchmark_parts():
                 yield f"mnist-ray benchmark {part}: no such part"
     if re.fullmatch(OPTION, code.split(" ")[0]):
-        known = {option for options in commands().values() for option in options}
+        known = {option for options in commands().values() for option in options} | set(
+            _parser()._option_string_actions
+        )
         if code.split(" ")[0] not in known:
             yield f"{code.split(' ')[0]}: no command has this option"
 

@@ -70,7 +70,8 @@ def test_two_submits_share_one_job(submitted: Submitted) -> None:
     assert sum("mnist-ray-small is submitted" in message for message in messages) == 1, messages
     assert sum("already: followed" in message for message in messages) == 1, messages
     assert submitted.first[0].stdout == submitted.first[1].stdout
-    assert submitted.first[0].stdout.startswith(f"results go to {submitted.run}\n")  # without Ray's own lines
+    first, second = submitted.first[0].stdout.splitlines()[:2]  # without Ray's own lines
+    assert (first.split(" ", 1)[1][:9], second) == ("starting:", f"results go to {submitted.run}")
     assert "mnist-ray-small@2 is submitted" in submitted.second.stderr
 
 
