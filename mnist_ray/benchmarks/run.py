@@ -9,11 +9,13 @@ from mnist_ray.benchmarks.findings import Machine, Section, markdown, put_betwee
 
 BEGIN, END = "<!-- benchmark:begin -->", "<!-- benchmark:end -->"
 PARTS = ("steps", "kernels", "workers", "retraining", "search", "groups", "startup", "peers")
+WITHOUT_MNIST = {"startup"}
 
 
 def benchmark(parts: Sequence[str], data_dir: Path, num_rounds: int, say: Callable[[str], None]) -> list[Section]:
     """Measure these PARTS one after another, each alone on the machine. Raises DataError, SpecError."""
-    data.fetch("mnist", data_dir)
+    if set(parts) - WITHOUT_MNIST:
+        data.fetch("mnist", data_dir)
     sections: list[Section] = []
     for part in parts:
         say(f"{time.strftime('%H:%M:%S')} {part}")

@@ -60,22 +60,15 @@ LABELS = {
 }
 
 
-def measure_startup(num_rounds: int, address: str | None = None, changes: tuple[str, ...] = ()) -> Section:
-    """Run the quickstart's job `num_rounds` times, and once before that to warm the file cache.
-
-    address: of a cluster that the jobs join; without it each starts Ray on this machine. changes: options of `run`.
-    """
+def measure_startup(num_rounds: int) -> Section:
+    """Run the quickstart `num_rounds` times, and once before that to warm the file cache."""
     with short_folder() as folder:
-        spec = folder / "spec.yaml"
-        spec.write_text(_spec(), encoding="utf-8")
-        options = (*changes, *(("--address", address) if address else ()))
-        jobs = [_run_job(spec, folder, options) for _ in range(num_rounds + 1)][1:]
+        jobs = [_run_job(folder) for _ in range(num_rounds + 1)][1:]
     medians = {name: statistics.median(getattr(job, name) for job in jobs) for name in LABELS}
     rows = [{"": label, "median, s": round(medians[name], 1)} for name, label in LABELS.items()]
-    where = f"the cluster at {address}" if address else "a Ray of its own on this machine"
     return Section(
         "Start-up and end",
-        f"The quickstart's job as a command, on {where}, {num_rounds} times with a warm file cache.",
+        f"The quickstart as a command with a Ray of its own, {num_rounds} times with a warm file cache.",
         rows,
         {"time of the whole command to training alone on all CPUs": medians["whole"] / medians["training"] * _cpus()},
     )
@@ -87,18 +80,11 @@ def _cpus() -> int:
     return int(cpu_count())
 
 
-def _spec() -> str:
-    """Return the quickstart's spec: the file of the repository, if this is one."""
-    file = Path(__file__).parents[2] / "jobs" / "quickstart.yaml"
-    return file.read_text(encoding="utf-8")
-
-
-def _run_job(spec: Path, folder: Path, options: tuple[str, ...]) -> JobSeconds:
+def _run_job(folder: Path) -> JobSeconds:
     storage = folder / "results"
     shutil.rmtree(storage, ignore_errors=True)
-    command = [sys.executable, "-c", START, "run", str(spec), "--storage", str(storage), *options]
-    if "--address" not in options:
-        command += ["--ray-dir", str(folder / "ray")]
+    options = ["--storage", str(storage), "--ray-dir", str(folder / "ray")]
+    command = [sys.executable, "-c", START, "run", "quickstart", *options]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     began = time.time()
     subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -145,13 +145,12 @@ def test_lost_actor_costs_one_start(
     assert note.startswith("the group of workers was ended: Ray's own process of the group: its process died: ")
 
 
-def test_groups_train_side_by_side(images: SharedImages, tmp_path: Path) -> None:
+def test_groups_train_what_one_group_trains(images: SharedImages, tmp_path: Path) -> None:
     """The weights are those of one group, which does the trainings one after another."""
     (tmp_path / "two").mkdir()
     (tmp_path / "one").mkdir()
     two = start(Reports(), images, tmp_path / "two", ["a", "b", "c"], workers=1, num_groups=2)
     assert sorted(two.outcomes()) == [(name, 0, True) for name in ("a", "b", "c")]
-    assert {name for name, _ in two.epochs[:4]} == {"a", "b"}
     one = start(Reports(), images, tmp_path / "one", ["a", "b", "c"], workers=1)
     models = {end.id: end.model for end in one.ends}
     assert {end.id: end.model for end in two.ends} == models

@@ -123,6 +123,8 @@ class Group:
     def _start_again(self, cause: Exception) -> None:
         """Begin again after the loss of a process that is no worker: Ray Train starts only workers again."""
         self.stop()
+        if self._supervisor.controller is not None:
+            remove_placement_groups(self._supervisor.controller.actor)
         self._supervisor.count_failure(GroupEnded(f"Ray's own process of the group: {in_one_line(cause)}", False))
         if self._supervisor.num_failures > self._settings.max_failures:
             self.failure = RetrainingFailedError(str(self._supervisor.last_failure))
@@ -139,7 +141,6 @@ class Group:
         if controller is not None:
             ray.kill(controller.actor)  # with the controller its workers die too
             withdraw_request(controller.run_id)
-            remove_placement_groups(controller.actor)
 
     def _trainer(self) -> Any:
         settings, retrain = self._settings, self._settings.retrain
