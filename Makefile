@@ -58,7 +58,7 @@ chaos: .venv/installed-dev
 # The development file takes every shared version from the runtime one, so that tests run on what users get.
 COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header $(LOCK_ARGS)
 lock: .venv/installed-dev
-	@$(COMPILE) --all-extras --group build --output-file requirements.txt pyproject.toml
+	@$(COMPILE) --extra s3 --extra gcs --extra onnx --group build --output-file requirements.txt pyproject.toml
 	@$(COMPILE) --all-extras --group build --group dev --constraints requirements.txt --output-file requirements-dev.txt pyproject.toml
 	@printf '%s\n' boto3 google-api-python-client | \
 	  $(COMPILE) --constraints requirements.txt --output-file requirements-clouds.txt -
