@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mnist_ray.record.rundir import RunDir
     from mnist_ray.record.tables import read_results
     from mnist_ray.report.write import write_report
+    from mnist_ray.run import Run
 
 __version__ = "0.1.0"
 
@@ -26,6 +27,7 @@ __all__ = [
     "JobSpec",
     "LocalBackend",
     "RayBackend",
+    "Run",
     "RunDir",
     "SpecError",
     "load_spec",
@@ -43,6 +45,7 @@ _HOMES = {
     "JobSpec": "mnist_ray.config",
     "LocalBackend": "mnist_ray.pipeline.local_backend",
     "RayBackend": "mnist_ray.ray_backend.backend",
+    "Run": "mnist_ray.run",
     "RunDir": "mnist_ray.record.rundir",
     "SpecError": "mnist_ray.errors",
     "load_spec": "mnist_ray.config",

@@ -46,6 +46,9 @@ class Callback:
     def on_stage_end(self, stage: StageName, elapsed_s: float) -> None:
         """Take the end of a stage that did something in this session."""
 
+    def on_images_read(self, num_read: int) -> None:
+        """Take how many of the user's own images are read, in the stage `data`; any thread may call this."""
+
     def on_epoch(self, training: TrainingInfo, metrics: EpochMetrics) -> None:
         """Take an epoch of a training."""
 
@@ -64,6 +67,9 @@ class CallbackList(Callback):
 
     def on_stage_end(self, stage: StageName, elapsed_s: float) -> None:
         self._call("on_stage_end", stage, elapsed_s)
+
+    def on_images_read(self, num_read: int) -> None:
+        self._call("on_images_read", num_read)
 
     def on_epoch(self, training: TrainingInfo, metrics: EpochMetrics) -> None:
         self._call("on_epoch", training, metrics)

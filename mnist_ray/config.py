@@ -31,7 +31,7 @@ from mnist_ray.errors import SpecError
 from mnist_ray.storage.files import read_bounded
 from mnist_ray.storage.object_stores import EXTRAS, SCHEMES, is_address
 
-DataSetName = Literal["mnist", "fashion_mnist", "kmnist", "qmnist", "digits"]
+DataSetName = Literal["mnist", "fashion_mnist", "kmnist", "qmnist", "digits", "images"]  # images: the user's own
 SecondTest = Literal["qmnist50k"]  # QMNIST's 50,000 test images that MNIST does not have
 Objective = Literal["val_loss", "val_accuracy"]
 Stage = Literal["search", "final", "retrain"]  # the stages that train
@@ -180,8 +180,30 @@ def _default_space() -> dict[str, Dimension]:
 
 class Data(_Part):
     name: DataSetName
-    num_validation: int = Field(5000, ge=1)  # examples taken from the training set, stratified
+    # Examples taken from the training set, stratified; without it 5,000, and of own images a tenth if that is less.
+    num_validation: int | None = Field(None, ge=1)
     dir: str | None = None  # where the files lie; without it $MNIST_RAY_DATA, then the user's cache folder
+    transpose: bool = False  # of own images in arrays: exchange rows and columns, as EMNIST needs
+    test_fraction: float = Field(0.2, gt=0, lt=1)  # of own images: the share set apart where no test images are given
+
+    @model_validator(mode="before")
+    @classmethod
+    def _validation_of_known_sets(cls, values: Any) -> Any:
+        is_known_set = isinstance(values, dict) and values.get("name") != "images"
+        return {"num_validation": 5000} | values if is_known_set else values
+
+    @model_validator(mode="after")
+    def _keys_of_own_images(self) -> Self:
+        if self.name != "images" and (self.transpose or self.test_fraction != 0.2):
+            key = "transpose" if self.transpose else "test_fraction"
+            raise ValueError(
+                f"{key} is for your own images, and name is {self.name}: use name: images, or leave {key} out"
+            )
+        if self.name != "images" and self.num_validation is None:
+            raise ValueError(f"num_validation: null is for your own images, and name is {self.name}: give a number")
+        if self.name == "images" and not self.dir:
+            raise ValueError("dir is missing, and name is images: name the folder of your images (--data-dir FOLDER)")
+        return self
 
 
 class EarlyStopping(_Part):

@@ -65,8 +65,8 @@ def use_few_images(patch: pytest.MonkeyPatch) -> None:
     """Put a few digits in the place of every data set."""
     whole, test = (read("digits", Path()) for read in (data.load_training, data.load_test))
     few = np.arange(NUM_IMAGES)
-    patch.setattr(data, "load_training", lambda name, folder: whole.take(few))
-    patch.setattr(data, "load_test", lambda name, folder: test.take(few))
+    patch.setattr(data.opened, "load_training", lambda name, folder: whole.take(few))
+    patch.setattr(data.opened, "load_test", lambda name, folder: test.take(few))
 
 
 def save_every_epoch(patch: pytest.MonkeyPatch) -> None:

@@ -84,6 +84,10 @@ class ProgressDisplay(Callback):
         self._stage = stage
         self._lasting(f"{stage}: done in {elapsed_s:.1f} s")
 
+    def on_images_read(self, num_read: int) -> None:
+        if self._bar is not None:
+            self._bars.update(self._bar, completed=num_read)
+
     def on_epoch(self, training: TrainingInfo, metrics: EpochMetrics) -> None:
         if training.stage == "retrain":
             self._advance()

@@ -14,7 +14,7 @@ NUM_CLASSES = 10
 class LabelledImages:
     """Images and their classes. The arrays may be read-only.
 
-    images: (N, 1, 28, 28) uint8. labels: (N,) int64, 0 to 9.
+    images: (N, 1, 28, 28) uint8. labels: (N,) int64, from 0 on.
     """
 
     images: npt.NDArray[np.uint8]

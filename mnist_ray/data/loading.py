@@ -13,14 +13,23 @@ from mnist_ray.data.files import DataFile, how_to_provide, missing_files, near_m
 from mnist_ray.data.labelled_images import LabelledImages
 from mnist_ray.errors import DataError
 
+OWN_IMAGES = "images"  # the name of the user's own images, which are in no table
+
 
 def is_present(name: str, data_dir: Path) -> bool:
     """Return whether all files of the data set are there. Raises DataError for a wrong or unreadable one."""
     return not missing_files(DATA_SETS[name].files, data_dir)
 
 
-def presence(name: str, data_dir: Path) -> str:
-    """Return a text for people: whether the data set is there, or near to where it belongs. Raises DataError."""
+def presence(name: str, data_dir: Path, is_transposed: bool = False, test_fraction: float = 0.2) -> str:
+    """Return a text for people: whether the data set is there, or near to where it belongs. Raises DataError.
+
+    is_transposed, test_fraction: of own images.
+    """
+    if name == OWN_IMAGES:
+        from mnist_ray.data.own_images import find_own_images  # imports Pillow, which other data do without
+
+        return find_own_images(data_dir, is_transposed, test_fraction).description
     missing = missing_files(DATA_SETS[name].files, data_dir)
     if not missing:
         return "found"

@@ -52,7 +52,15 @@ def stratified_split(labels: npt.NDArray[np.int64], num_validation: int, seed: i
     validation = np.concatenate(
         [each[first : first + num] for each, first, num in zip(shuffled, num_trained, num_held_out, strict=True)]
     )
-    train, validation = np.sort(train), np.sort(validation)
+    return _split_of(np.sort(train), np.sort(validation))
+
+
+def split_by_part(num_examples: int, validation: npt.NDArray[np.int64]) -> Split:
+    """Hold out the examples with the given indices, (M,) sorted: those of a validation part."""
+    return _split_of(np.setdiff1d(np.arange(num_examples), validation), validation)
+
+
+def _split_of(train: npt.NDArray[np.int64], validation: npt.NDArray[np.int64]) -> Split:
     digest = hashlib.sha256(train.astype("<i8").tobytes() + validation.astype("<i8").tobytes())
     return Split(train, validation, digest.hexdigest())
 

@@ -29,7 +29,7 @@ class TrialEnd:
 def tensors_of(images: TrainingImages, device: torch.device) -> TrainingData:
     """Put a stage's images on a device."""
     validation = None if images.validation is None else Examples.of(images.validation, device)
-    return TrainingData(Examples.of(images.train, device), validation, images.statistics)
+    return TrainingData(Examples.of(images.train, device), validation, images.statistics, images.num_classes)
 
 
 def states_of(

@@ -18,9 +18,10 @@ def score_models(
 ) -> tuple[dict[str, dict[str, TestScore]], dict[str, str]]:
     """Score models on tests and keep every logit, and the images that a model took for another.
 
-    Returns the scores by training and test, and by test the blob of its examples as safetensors: labels, (N,) uint8;
-    missed, (M,) int64, the examples that at least one model got wrong; missed_images, (M, 28, 28) uint8. Raises
-    OSError, CorruptFileError.
+    Returns the scores by training and test, and by test the blob of its examples as safetensors: labels, (N,) uint8, or
+    uint16 beyond 256 classes;
+    missed, (M,) int64, the examples that at least one model got wrong; missed_images, (M, 28, 28) uint8.
+    Raises OSError, CorruptFileError.
     """
     models = {training_id: trained_model(writer.run, training_id) for training_id in training_ids}
     scores: dict[str, dict[str, TestScore]] = {training_id: {} for training_id in training_ids}
@@ -36,7 +37,7 @@ def score_models(
             scores[training_id][name] = TestScore(score_of(logits, examples), blob)
         missed = np.flatnonzero(is_missed)
         tensors: dict[str, np.ndarray] = {
-            "labels": examples.labels.astype(np.uint8),
+            "labels": examples.labels.astype(np.uint8 if examples.labels.max() < 256 else np.uint16),
             "missed": missed,
             "missed_images": np.ascontiguousarray(examples.images[missed, 0]),
         }

@@ -5,6 +5,7 @@ import math
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from mnist_ray import data
 from mnist_ray.config import JobSpec, Retrain
@@ -83,7 +84,9 @@ def plan(spec: JobSpec, capacity: Capacity, upload_bytes: int | None = None) -> 
     upload_bytes: the size of what `mnist-ray submit` would send; None where nothing is sent. Raises DataError for a
     validation split that the data cannot give.
     """
-    data.check_num_validation(spec.data.num_validation, data.DATA_SETS[spec.data.name].num_training, data.NUM_CLASSES)
+    _sizes_in.cache_clear()
+    sizes = _sizes(spec)
+    data.check_num_validation(sizes.num_held_out(spec.data.num_validation), sizes.num_training, sizes.num_classes)
     obstacles = list(_obstacles(spec, capacity))
     speed = known_speed(spec, storage_path(spec.storage))
     facts = list(_facts(spec, capacity, upload_bytes))
@@ -101,7 +104,7 @@ def _obstacles(spec: JobSpec, capacity: Capacity) -> Iterator[str]:
         except SpecError as error:
             yield str(error)
     try:
-        data.presence(spec.data.name, data.data_dir_of(spec.data.dir))
+        data.presence(spec.data.name, data.data_dir_of(spec.data.dir), spec.data.transpose, spec.data.test_fraction)
     except DataError as error:
         yield str(error)
     try:
@@ -143,7 +146,7 @@ def _facts(spec: JobSpec, capacity: Capacity, upload_bytes: int | None) -> Itera
         yield "warning", warning
     folder = data.data_dir_of(spec.data.dir)
     try:
-        found = data.presence(spec.data.name, folder)
+        found = data.presence(spec.data.name, folder, spec.data.transpose, spec.data.test_fraction)
     except DataError:
         found = "wrong, see below"  # an obstacle
     yield "data", f"{spec.data.name} in {folder}: {found}"
@@ -168,7 +171,7 @@ SPREAD_OF_ACCURACY = Spread(seeds=0.0005, images=0.04)
 def _verdict_fact(spec: JobSpec) -> str:
     """Say what decides, how wide an interval to expect, and whether "equivalent" can come out."""
     by = f"by {spec.decided_by.replace('_', ' ')}"
-    num_seeds, num_images = spec.num_tested_seeds, data.DATA_SETS[spec.data.name].num_test
+    num_seeds, num_images = spec.num_tested_seeds, _sizes(spec).num_test
     if not spec.tests_baseline:
         return "none, since retrain.baseline is false"
     if num_seeds < FEWEST_SEEDS:
@@ -206,8 +209,17 @@ def _batch_sizes(spec: JobSpec) -> list[int]:
 
 def _num_train(spec: JobSpec, stage: str) -> int:
     """Return the examples that a training of a stage learns from."""
-    num_training = data.DATA_SETS[spec.data.name].num_training
-    return num_training if stage == "retrain" else num_training - spec.data.num_validation
+    sizes = _sizes(spec)
+    num_held_out = 0 if stage == "retrain" else sizes.num_held_out(spec.data.num_validation)
+    return sizes.num_training - num_held_out
+
+
+def _sizes(spec: JobSpec) -> data.SizesOfData:
+    folder = data.data_dir_of(spec.data.dir)
+    return _sizes_in(spec.data.name, folder, spec.data.transpose, spec.data.test_fraction)
+
+
+_sizes_in = lru_cache(maxsize=1)(data.sizes_of_data)  # to list 100,000 images takes a second
 
 
 def _work(spec: JobSpec) -> Iterator[tuple[str, int, set[int]]]:

@@ -7,11 +7,12 @@ import numpy as np
 import torch
 
 from mnist_ray import data
-from mnist_ray.data.images import read_image
-from mnist_ray.errors import CorruptFileError, ImageFileError, SpecError
+from mnist_ray.data.images import MOST_BYTES, read_image
+from mnist_ray.data.own_images.grey import decoded
+from mnist_ray.errors import CorruptFileError, DataError, ImageFileError, SpecError
 from mnist_ray.metrics import Score
 from mnist_ray.record.rundir import RunDir, readable_runs
-from mnist_ray.storage.files import StoragePath
+from mnist_ray.storage.files import StoragePath, read_bounded
 from mnist_ray.training.checkpoint import model_from_bytes
 from mnist_ray.training.evaluation import logits_of, predict, score_of
 from mnist_ray.training.model import MnistCNN
@@ -26,8 +27,10 @@ def evaluate_run(run: RunDir, data_dir: Path | None = None) -> dict[str, Score]:
     if started is None or tested is None:
         raise SpecError(f"{run} has not opened its test split yet: finish it with 'mnist-ray run' first")
     folder = data_dir or data.data_dir_of(started.spec.data.dir)
-    data.fetch(started.spec.data.name, folder)
-    examples = data.load_test(started.spec.data.name, folder)
+    keys = started.spec.data
+    examples = data.load_test_half(keys.name, folder, keys.transpose, keys.test_fraction)
+    if started.data.test_sha256 not in (None, data.content_sha256(examples)):
+        raise DataError(f"data.dir {folder}: these are not the test images of {run}: name the folder of its images")
     return {
         training_id: score_of(logits_of(trained_model(run, training_id), examples), examples)
         for training_id in tested.scores
@@ -36,7 +39,7 @@ def evaluate_run(run: RunDir, data_dir: Path | None = None) -> dict[str, Score]:
 
 def trained_model(run: RunDir, training_id: str) -> MnistCNN:
     """Return a complete retraining's network. Raises CorruptFileError, SpecError if there is none."""
-    content = run.model(training_id)
+    content = run.weights(training_id)
     if content is None:
         raise SpecError(f"{run} has no trained model {training_id}: finish it with 'mnist-ray run' first")
     return model_from_bytes(content)
@@ -48,12 +51,13 @@ def predict_images(run: RunDir, paths: Sequence[Path]) -> list[np.ndarray | Imag
     Raises SpecError, CorruptFileError.
     """
     started = run.state.started
-    shows_digits = started is None or data.DATA_SETS[started.spec.data.name].shows_digits
+    assert started is not None, "a run with a model has data"
+    data_name = started.spec.data.name
     model = selected_model(run)
     answers: list[np.ndarray | ImageFileError] = []
     for path in paths:
         try:
-            image = torch.from_numpy(read_image(path, shows_digits))
+            image = torch.from_numpy(_read_picture(path, data_name))
         except ImageFileError as error:
             answers.append(error)
         else:
@@ -62,6 +66,16 @@ def predict_images(run: RunDir, paths: Sequence[Path]) -> list[np.ndarray | Imag
                 raise CorruptFileError(f"{run.paths.record}: {selected_training(run)} is no network that answers")
             answers.append(probabilities)
     return answers
+
+
+def _read_picture(path: Path, data_name: str) -> np.ndarray:
+    """Bring a picture into the form of a data set's images, (1, 28, 28) uint8. Raises ImageFileError."""
+    if data_name != data.OWN_IMAGES:
+        return read_image(path, data.DATA_SETS[data_name].shows_digits)
+    try:
+        return decoded(read_bounded(path, MOST_BYTES))[None]
+    except (OSError, ValueError) as error:
+        raise ImageFileError(f"{path}: {getattr(error, 'strerror', None) or error}: give an image file") from None
 
 
 def model_in_words(run: RunDir) -> str:
@@ -80,7 +94,7 @@ def selected_training(run: RunDir) -> str:
     """Return the retraining whose network `selected_model` returns. Raises SpecError."""
     selected = run.state.selected
     for plan in selected.retrainings if selected else ():
-        if plan.role.startswith("selected") and run.model(plan.id):
+        if plan.role.startswith("selected") and run.weights(plan.id):
             return plan.id
     raise SpecError(f"{run} has no trained model yet: finish it with 'mnist-ray run' first")
 

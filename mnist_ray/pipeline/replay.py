@@ -73,7 +73,7 @@ def replay_trial(run: RunDir, number: int, data_dir: Path | None, on_epoch: Call
     if loaded.facts != started.data:
         raise SpecError(f"data.name {spec.data.name}: the data in {loaded.folder} are not those of {run}")
     prepare_to_train(training.ended.threads if training.ended else spec.search.cpus_per_trial)
-    state = TrainState.initial(training.config, loaded.split.statistics)
+    state = TrainState.initial(training.config, loaded.split.statistics, num_classes=loaded.split.num_classes)
     epochs: list[EpochMetrics] = []
     try:
         for metrics in fit(state, tensors_of(loaded.split, CPU), training.config):

@@ -3,7 +3,7 @@
 import logging
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +11,8 @@ from functools import cached_property
 from mnist_ray import __version__, data
 from mnist_ray.callbacks import CallbackList, StageName, TrainingInfo, TrainingOutcome
 from mnist_ray.config import Hyperparameters, JobSpec, Retrain, Role
-from mnist_ray.errors import CorruptFileError, InterruptedRunError, SpecError, TrainingFailedError
+from mnist_ray.data import LabelledImages
+from mnist_ray.errors import CorruptFileError, DataError, InterruptedRunError, SpecError, TrainingFailedError
 from mnist_ray.metrics import EpochMetrics
 from mnist_ray.pipeline.backend import Backend, Connection, RetrainingFailedError
 from mnist_ray.pipeline.early_stopping import SuccessiveHalving
@@ -42,6 +43,7 @@ from mnist_ray.record.events import (
 from mnist_ray.record.selection import RECIPE, Selection, final_trainings, finalist_trainings, ranked, select
 from mnist_ray.record.state import RunState, Training
 from mnist_ray.record.writer import RunWriter
+from mnist_ray.storage.files import sha256
 
 logger = logging.getLogger(__name__)
 
@@ -61,13 +63,42 @@ class LoadedData:
     Raises DataError.
     """
 
-    def __init__(self, spec: JobSpec) -> None:
+    def __init__(
+        self,
+        spec: JobSpec,
+        on_start: Callable[[int], object] = lambda _: None,
+        on_read: Callable[[int], object] = lambda _: None,
+    ) -> None:
+        """on_start, on_read: called with the number of the user's own images, and with how many of them are read."""
         self.folder = data.data_dir_of(spec.data.dir)
-        data.fetch(spec.data.name, self.folder, spec.test.also)
-        self._examples = data.load_training(spec.data.name, self.folder)
-        self._split = data.stratified_split(self._examples.labels, spec.data.num_validation, spec.seed)
+        self.opened = data.open_data(
+            spec.data.name,
+            self.folder,
+            spec.test.also,
+            spec.data.transpose,
+            spec.data.test_fraction,
+            on_start=on_start,
+            on_read=on_read,
+        )
+        self._examples = self.opened.training
+        self._split = self.opened.split(spec.data.num_validation, spec.seed)
         self._statistics = data.pixel_statistics(self._examples.take(self._split.train).images)
-        self.facts = DataFacts(data.content_sha256(self._examples), self._split.sha256, len(self._examples))
+        self.facts = DataFacts(
+            training_sha256=data.content_sha256(self._examples),
+            split_sha256=self._split.sha256,
+            num_training=len(self._examples),
+            num_validation=len(self._split.validation),
+            classes=self.opened.classes,
+            test_sha256=self.opened.test_sha256,
+            files=sha256(self.opened.files) if self.opened.files else None,
+        )
+
+    def load_test(self) -> LabelledImages:
+        """Read the test half. Raises DataError, also where own images are no longer those that were set apart."""
+        examples = self.opened.load_test()
+        if self.facts.test_sha256 not in (None, data.content_sha256(examples)):
+            raise DataError(f"data.dir {self.folder}: its test images have changed since the run's data were read")
+        return examples
 
     @property
     def num_train(self) -> int:
@@ -78,12 +109,12 @@ class LoadedData:
     def split(self) -> TrainingImages:
         """The images of the search and the final round."""
         train, validation = (self._examples.take(part) for part in (self._split.train, self._split.validation))
-        return TrainingImages(train, validation, self._statistics)
+        return TrainingImages(train, validation, self._statistics, self.opened.num_classes)
 
     @cached_property
     def whole(self) -> TrainingImages:
         """The images of the retraining, which learns from the validation split too."""
-        return TrainingImages(self._examples, None, self._statistics)
+        return TrainingImages(self._examples, None, self._statistics, self.opened.num_classes)
 
 
 class Stages:
@@ -101,7 +132,9 @@ class Stages:
         self._roles: dict[str, Role] = {}
         writer.subscribe(self._call_back)
         with self._timed("data") as elapsed:
-            self._data = LoadedData(spec)
+            self._data = LoadedData(
+                spec, lambda total: callbacks.on_stage_start("data", total, 0, "images"), callbacks.on_images_read
+            )
         self._data_s = elapsed.seconds
         if warning := spec.oversized_batch(self._data.num_train):
             logger.warning("%s", warning)
@@ -109,7 +142,7 @@ class Stages:
         if started and started.data != self._data.facts:
             raise SpecError(
                 f"data.name {spec.data.name}: the data or the split are not those that {self._run} began "
-                f"with ({started.data} then, {self._data.facts} now): give the run another name (--name)"
+                f"with ({self._difference(started.data)}): give the run another name (--name), or undo the change"
             )
         self._taken_baselines = TakenBaselines(spec, self._data.facts)
 
@@ -125,6 +158,14 @@ class Stages:
         yield elapsed
         elapsed.seconds = time.monotonic() - started
         self._callbacks.on_stage_end(stage, elapsed.seconds)
+
+    def _difference(self, then: DataFacts) -> str:
+        """Say in what the data differ from those that the run began with."""
+        if then.files and self._data.opened.files:
+            from mnist_ray.data.own_images.images import changed_files  # imports Pillow, which other data do without
+
+            return changed_files(self._run.blob(then.files), self._data.opened.files)
+        return f"{then} then, {self._data.facts} now"
 
     def _call_back(self, published: Numbered) -> None:
         """Report what is published about trainings to the callbacks."""
@@ -144,6 +185,8 @@ class Stages:
     def record_start(self, backend: Backend, connection: Connection) -> None:
         """Record what this session runs with."""
         capacity = connection.capacity
+        if files := self._data.opened.files:
+            self._writer.put_blob(files, "files")
         self._writer.publish(
             SessionStarted(
                 spec=self._spec,
@@ -343,7 +386,7 @@ class Stages:
         if state.test_opened is None:
             self._writer.publish(TestOpened(data=self._spec.data.name, also=also, models=complete))
         with self._timed("test") as elapsed:
-            tests = {"test": data.load_test(self._spec.data.name, self._data.folder)}
+            tests = {"test": self._data.load_test()}
             tests |= {name: data.load_second_test(name, self._data.folder) for name in also}
             scores, examples = score_models(self._writer, complete, tests)
         self._writer.publish(TestScored(scores=scores, examples=examples, elapsed_s=elapsed.seconds))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from mnist_ray.config import StepMode, TrainingConfig
-from mnist_ray.data import LabelledImages, PixelStatistics
+from mnist_ray.data import NUM_CLASSES, LabelledImages, PixelStatistics
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class TrainingImages:
     train: LabelledImages
     validation: LabelledImages | None  # None where a training also learns from the validation split
     statistics: PixelStatistics  # of the images that the search trains on
+    num_classes: int = NUM_CLASSES
 
 
 @dataclass(frozen=True)

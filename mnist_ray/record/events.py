@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from mnist_ray.config import Hyperparameters, JobSpec, Role, Stage, Status, StepMode, TrainingConfig
+from mnist_ray.data import NUM_CLASSES
 from mnist_ray.metrics import Count, EpochMetrics, Finite, ReadScore, Seconds
 from mnist_ray.shown import LAYOUT, is_shown, shown
 
@@ -65,6 +66,11 @@ class DataFacts:
     training_sha256: Name
     split_sha256: Name
     num_training: Count
+    num_validation: Count | None = field(default=None, compare=False)  # the split identifies it; None in old records
+    classes: tuple[Name, ...] = ()  # their names, in the order of the network's outputs; empty: the digits 0 to 9
+    test_sha256: Name | None = None  # of the user's own images; known sets have published ones
+    # The blob with a line for each file of the user's own images. Equal images in other files are the same data.
+    files: Name | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -161,6 +167,16 @@ class SessionStarted(Event):
     cluster: ClusterFacts
     provenance: Provenance
     data_s: Seconds  # seconds of loading the data
+
+    @property
+    def num_validation(self) -> int:
+        """The training examples that judge trials."""
+        return self.data.num_validation or self.spec.data.num_validation or 0
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of the network's outputs."""
+        return self.data.classes or tuple(map(str, range(NUM_CLASSES)))
 
 
 @dataclass(frozen=True, kw_only=True)

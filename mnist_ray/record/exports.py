@@ -64,7 +64,7 @@ def _models(run: RunDir, paths: RunPaths) -> dict[Path, bytes]:
     state = run.state
     found = {}
     for training in [*state.trainings("final"), *state.trainings("retrain")]:
-        if (weights := run.model(training.id)) is not None:
+        if (weights := run.weights(training.id)) is not None:
             found[paths.model(training.id)] = weights
     for training_id, tests in (state.tested.scores if state.tested else {}).items():
         for test, scored in tests.items():

@@ -14,7 +14,6 @@ from mnist_ray.metrics import Score
 from mnist_ray.record.arrays import rows_in, tensors_in
 from mnist_ray.record.rundir import RunDir
 
-NUM_CLASSES = 10
 NUM_BINS = 15  # of confidence, as in Guo et al. 2017
 
 
@@ -22,7 +21,7 @@ NUM_BINS = 15  # of confidence, as in Guo et al. 2017
 class TestedImages:
     """The labels of a test, and those of its images that a model got wrong."""
 
-    labels: npt.NDArray[np.uint8]  # (N,) 0 to 9
+    labels: npt.NDArray[np.uint16]  # (N,) from 0 on
     missed: npt.NDArray[np.int64]  # (M,) the numbers of the examples that some model got wrong
     images: npt.NDArray[np.uint8]  # (M, 28, 28) these examples
 
@@ -45,8 +44,12 @@ class Bin:
 class Predictions:
     """The predictions of one model, or of an ensemble, on one test."""
 
-    labels: npt.NDArray[np.uint8]  # (N,) 0 to 9
-    log_probabilities: npt.NDArray[np.float64]  # (N, 10) of the classes
+    labels: npt.NDArray[np.uint16]  # (N,) from 0 on
+    log_probabilities: npt.NDArray[np.float64]  # (N, classes)
+
+    @property
+    def num_classes(self) -> int:
+        return int(self.log_probabilities.shape[1])
 
     @cached_property
     def predicted(self) -> npt.NDArray[np.int64]:
@@ -81,8 +84,8 @@ class Predictions:
         return int((~self.is_right).sum())
 
     def confusion(self) -> npt.NDArray[np.int64]:
-        """Return the counts by (true class, predicted class), (10, 10)."""
-        matrix = np.zeros((NUM_CLASSES, NUM_CLASSES), dtype=np.int64)
+        """Return the counts by (true class, predicted class), (classes, classes)."""
+        matrix = np.zeros((self.num_classes, self.num_classes), dtype=np.int64)
         np.add.at(matrix, (self.labels, self.predicted), 1)
         return matrix
 
@@ -113,22 +116,33 @@ def images_of_test(run: RunDir, test: str = "test") -> TestedImages | None:
     what = f"{run.paths.record}: blob {blob[:12]}"
     tensors = tensors_in(run.blob(blob), what)
     try:
-        images = TestedImages(tensors["labels"], tensors["missed"], tensors["missed_images"])
+        labels = tensors["labels"]  # of at most 256 classes uint8
+        images = TestedImages(
+            labels.astype(np.uint16) if labels.dtype == np.uint8 else labels,
+            tensors["missed"],
+            tensors["missed_images"],
+        )
     except KeyError as error:
         raise CorruptFileError(f"{what} holds no test examples ({error})") from None
-    if not _are_examples(images):
+    if not _are_examples(images, _num_classes(run)):
         raise CorruptFileError(f"{what} holds labels, numbers or images of another form than test examples have")
     return images
 
 
-def _are_examples(tested: TestedImages) -> bool:
+def _num_classes(run: RunDir) -> int:
+    started = run.state.started
+    assert started is not None, "a test without a session"
+    return len(started.class_names)
+
+
+def _are_examples(tested: TestedImages, num_classes: int) -> bool:
     labels, missed, images = tested.labels, tested.missed, tested.images
     return (
-        [str(array.dtype) for array in (labels, missed, images)] == ["uint8", "int64", "uint8"]
+        [str(array.dtype) for array in (labels, missed, images)] == ["uint16", "int64", "uint8"]
         and (labels.ndim, missed.ndim) == (1, 1)
         and images.shape == (len(missed), 28, 28)
         and len(labels) > 0
-        and bool((labels < NUM_CLASSES).all() and ((missed >= 0) & (missed < len(labels))).all())
+        and bool((labels < num_classes).all() and ((missed >= 0) & (missed < len(labels))).all())
     )
 
 
@@ -139,7 +153,7 @@ def predictions(run: RunDir, training_id: str, test: str = "test") -> Prediction
     if images is None or score is None:
         return None
     what = f"{run.paths.record}: blob {score.logits[:12]}"
-    logits = rows_in(run.blob(score.logits), (len(images.labels), NUM_CLASSES), what)
+    logits = rows_in(run.blob(score.logits), (len(images.labels), _num_classes(run)), what)
     found = Predictions(images.labels, log_softmax(logits.astype(np.float64), axis=1))
     if not np.isin(np.flatnonzero(~found.is_right), images.missed).all():
         raise CorruptFileError(f"{what} misses images that are not among the missed ones on record")

@@ -127,7 +127,7 @@ class RunDir:
             raise CorruptFileError(f"{self.paths.record}: {name!r} is no SHA-256: {REMEDY}")
         return self.paths.record / "blobs" / name
 
-    def model(self, training_id: str) -> bytes | None:
+    def weights(self, training_id: str) -> bytes | None:
         """Return a trained network as safetensors; None where there is none."""
         training = self.state.training(training_id)
         name = training and training.ended and training.ended.model

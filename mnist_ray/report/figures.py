@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from optuna import visualization
 
 from mnist_ray.config import Objective
-from mnist_ray.record.predictions import NUM_CLASSES, Predictions
+from mnist_ray.record.predictions import Predictions
 from mnist_ray.record.timing import TrialTime
 from mnist_ray.report.analysis.batch_sizes import BatchSize
 from mnist_ray.report.analysis.importance import Importances
@@ -136,7 +136,7 @@ def confusion(predictions: Predictions) -> go.Figure:
     matrix = predictions.confusion()
     shown = matrix.astype(float)
     np.fill_diagonal(shown, np.nan)
-    classes = [str(number) for number in range(NUM_CLASSES)]
+    classes = [str(number) for number in range(predictions.num_classes)]
     figure = go.Figure(
         go.Heatmap(
             z=[[None if np.isnan(value) else int(value) for value in row] for row in shown],
@@ -149,7 +149,7 @@ def confusion(predictions: Predictions) -> go.Figure:
             showscale=False,
         )
     )
-    for number in range(NUM_CLASSES):
+    for number in range(predictions.num_classes):
         figure.add_annotation(x=number, y=number, text=str(matrix[number, number]), showarrow=False)
     return figure.update_layout(
         xaxis={"title": "predicted", "type": "category", "showgrid": False},

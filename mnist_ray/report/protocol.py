@@ -11,7 +11,7 @@ def protocol(review: Review) -> list[str]:
     spec, selected, opened = review.spec, review.state.selected, review.state.test_opened
     data = (
         f"Data: {spec.data.name}, {review.started.data.num_training:,} training images, of which "
-        f"{spec.data.num_validation:,} (stratified, seed {spec.seed}) are held out for validation."
+        f"{review.started.num_validation:,} (stratified, seed {spec.seed}) are held out for validation."
     )
     lines = [data, *_search_lines(review)]
     if selected:

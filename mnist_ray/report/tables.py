@@ -14,7 +14,7 @@ from PIL import Image
 from mnist_ray.config import SecondTest
 from mnist_ray.metrics import Score
 from mnist_ray.record.models import RetrainedModel, retrained_models
-from mnist_ray.record.predictions import NUM_CLASSES, Predictions, images_of_test, predictions
+from mnist_ray.record.predictions import Predictions, images_of_test, predictions
 from mnist_ray.record.rundir import RunDir
 from mnist_ray.record.state import Training
 from mnist_ray.record.tables import HISTORY_COLUMNS
@@ -225,7 +225,9 @@ def errors(review: Review) -> Errors | None:
     ]
     return Errors(
         f"{model.training.id}: {len(wrong):,} of {len(found.labels):,} test images wrong.",
-        Table(["class", "images", "wrong", "accuracy"], [_class_row(found, number) for number in range(NUM_CLASSES)]),
+        Table(
+            ["class", "images", "wrong", "accuracy"], [_class_row(found, number) for number in range(found.num_classes)]
+        ),
         gallery,
         f"{len(gallery)} of {len(wrong)}: true class → predicted class, with the model's confidence.",
     )

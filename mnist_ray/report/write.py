@@ -35,7 +35,7 @@ def write_review(review: Review, paths: RunPaths) -> None:
     contents = {paths.report: report_html(review), paths.results_markdown: markdown.encode()}
     if review.model is not None:
         training_id = review.model.training.id
-        weights = review.run.model(training_id)
+        weights = review.run.weights(training_id)
         if weights is None:
             raise CorruptFileError(f"{review.run.paths.record}: {training_id} was tested and has no model: {REMEDY}")
         contents[paths.model_folder / "model.safetensors"] = weights

@@ -203,7 +203,7 @@ def fit_resumably(
     train, the finished state is yielded once. Rank 0 alone reads and writes checkpoints. Raises DivergedError,
     OSError.
     """
-    state = TrainState.initial(config, data.statistics, worker)
+    state = TrainState.initial(config, data.statistics, worker, num_classes=data.num_classes)
     saved = _from_rank_0(checkpoints.latest() if worker.rank == 0 else None, worker)
     if saved is not None:
         saved.put_into(state)
@@ -243,8 +243,9 @@ def model_to_bytes(model: MnistCNN) -> bytes:
 def model_from_bytes(content: bytes) -> MnistCNN:
     """What `model_to_bytes` made, ready to predict. Raises CorruptFileError for anything else."""
     try:
-        model = MnistCNN(dropout=0.0)
-        model.load_state_dict(load(content))
-    except (SafetensorError, RuntimeError) as error:
+        tensors = load(content)
+        model = MnistCNN(dropout=0.0, num_classes=len(tensors["head.bias"]))
+        model.load_state_dict(tensors)
+    except (SafetensorError, RuntimeError, KeyError, TypeError) as error:
         raise CorruptFileError(f"is not a model of this project: {str(error).splitlines()[0]}") from None
     return model.eval()

@@ -30,21 +30,21 @@ def evaluate(model: nn.Module, examples: Examples, worker: Worker = Worker()) ->
 
 @torch.no_grad()
 def predict(model: nn.Module, images: Tensor) -> Tensor:
-    """images: (B, 1, 28, 28) uint8 -> logits: (B, 10), with dropout off."""
+    """images: (B, 1, 28, 28) uint8 -> logits: (B, classes), with dropout off."""
     model.eval()
     logits: Tensor = model(images)
     return logits
 
 
 def logits_of(model: MnistCNN, examples: LabelledImages) -> npt.NDArray[np.float32]:
-    """Compute the logits (N, 10) on the CPU, in the order of `examples`."""
+    """Compute the logits (N, classes) on the CPU, in the order of `examples`."""
     images = Examples.of(examples, torch.device("cpu")).images
     logits = torch.cat([predict(model, batch) for batch in images.split(EVALUATION_BATCH_SIZE)])
     return logits.numpy()
 
 
 def score_of(logits: npt.NDArray[np.float32], examples: LabelledImages) -> Score:
-    """Score logits, (N, 10), against the examples' labels; the loss is summed in float64."""
+    """Score logits, (N, classes), against the examples' labels; the loss is summed in float64."""
     values, labels = torch.from_numpy(logits), torch.from_numpy(examples.labels)
     return Score(
         loss=float(summed_loss(values.double(), labels)) / len(labels),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mnist_ray.data import LabelledImages, PixelStatistics
+from mnist_ray.data import NUM_CLASSES, LabelledImages, PixelStatistics
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,9 @@ class Examples:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The examples of one training, and the pixel statistics of its training images."""
+    """The examples of one training, the pixel statistics of its training images, and the number of classes."""
 
     train: Examples
     validation: Examples | None  # None where the final model also learns from the validation split
     statistics: PixelStatistics
+    num_classes: int = NUM_CLASSES

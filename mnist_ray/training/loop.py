@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mnist_ray.config import StepMode, TrainingConfig
-from mnist_ray.data import PixelStatistics
+from mnist_ray.data import NUM_CLASSES, PixelStatistics
 from mnist_ray.metrics import EpochMetrics, Score
 from mnist_ray.training import progress_counter
 from mnist_ray.training.augment import NUM_DRAWN, Augmentation
@@ -56,6 +56,7 @@ class TrainState:
         worker: Worker = Worker(),
         dtype: torch.dtype = torch.float32,
         kernels: Kernels | None = None,
+        num_classes: int = NUM_CLASSES,
     ) -> "TrainState":
         """Make the state before the first epoch; the same on every rank and for any number of ranks.
 
@@ -63,7 +64,7 @@ class TrainState:
         """
         kernels = kernels or kernels_for(config.kernels, worker.device)
         with _seeded(config.seed, "initial weights"):
-            model = MnistCNN(config.dropout, statistics.mean, statistics.std, config.precision, kernels)
+            model = MnistCNN(config.dropout, statistics.mean, statistics.std, config.precision, kernels, num_classes)
         if worker.world_size > 1 and worker.device.type != "cpu":
             nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place
         model.to(worker.device, dtype)

@@ -16,7 +16,7 @@ class ScoreSums:
         self._sums = torch.zeros(3, dtype=torch.float64, device=device)
 
     def add(self, summed_loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """summed_loss: () ; logits: (B, 10) float; labels: (B,) int64."""
+        """summed_loss: () ; logits: (B, classes) float; labels: (B,) int64."""
         self._sums[0] += summed_loss.detach()
         self._sums[1] += (logits.detach().argmax(dim=1) == labels).sum()
         self._sums[2] += labels.shape[0]
@@ -36,5 +36,5 @@ class ScoreSums:
 
 
 def summed_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Sum the cross-entropy in nats of logits (B, 10) and labels (B,) int64 over the batch: (), 0 where B is 0."""
+    """Sum the cross-entropy in nats of logits (B, classes) and labels (B,) int64 over the batch: (), 0 where B is 0."""
     return functional.cross_entropy(logits, labels, reduction="sum")

@@ -1,15 +1,14 @@
-"""The network: the baseline's two convolutional blocks and one linear layer, 17,706 parameters."""
+"""The network: the baseline's two convolutional blocks and one linear layer, 17,706 parameters for ten classes."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from mnist_ray.config import Precision
+from mnist_ray.data import NUM_CLASSES
 from mnist_ray.training.batch_norm import GlobalBatchNorm2d
 from mnist_ray.training.kernels.dropout import Dropout
 from mnist_ray.training.kernels.selection import PLAIN, Kernels
-
-NUM_CLASSES = 10
 
 # A bias before batch normalisation has no true gradient: Adam makes full steps of the rounding in it, and the running
 # mean follows the bias. So these tensors differ between two ways to compute the same steps.
@@ -33,6 +32,7 @@ class MnistCNN(nn.Module):
         image_std: float = 1.0,
         precision: Precision = "float32",
         kernels: Kernels = PLAIN,
+        num_classes: int = NUM_CLASSES,
     ) -> None:
         """image_mean, image_std: of the training images' pixels scaled to [0, 1].
 
@@ -46,10 +46,10 @@ class MnistCNN(nn.Module):
             _Block(1, 32, dropout, precision, kernels),  # 28 -> 26 -> 13
             _Block(32, 32, dropout, precision, kernels),  # 13 -> 11 -> 5
         )
-        self.head = nn.Linear(32 * 5 * 5, NUM_CLASSES)
+        self.head = nn.Linear(32 * 5 * 5, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """images: (B, 1, 28, 28) uint8 -> logits: (B, 10) in the dtype of the weights."""
+        """images: (B, 1, 28, 28) uint8 -> logits: (B, num_classes) in the dtype of the weights."""
         scaled = (images.to(self.head.weight.dtype) - self.image_mean) / self.image_std
         logits: Tensor = self.head(self.blocks(scaled).flatten(1))
         return logits

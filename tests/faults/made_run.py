@@ -101,6 +101,7 @@ def _finish(writer: RunWriter, spec: JobSpec) -> None:
 
 def _started(spec: JobSpec) -> events.SessionStarted:
     examples = data.load_training("digits", Path())
+    assert spec.data.num_validation is not None
     split = data.stratified_split(examples.labels, spec.data.num_validation, spec.seed)
     return events.SessionStarted(
         spec=spec,

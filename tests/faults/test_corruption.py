@@ -52,7 +52,7 @@ def read_everything(path: Path) -> dict[str, Any]:
     """Return what resuming, reporting and predicting read. Raises CorruptFileError."""
     run = RunDir(path)
     seen = essence(path)
-    blobs = {name: run.model(name) for name in seen["trainings"]}
+    blobs = {name: run.weights(name) for name in seen["trainings"]}
     return {**seen, "blobs": blobs, "stages": run.state.stage_events}
 
 

@@ -146,8 +146,8 @@ def test_stopped_final_round_keeps_its_models(tmp_path: Path) -> None:
     run = run_job(spec, LocalBackend())
     ids = [training.id for training in undisturbed.state.trainings("final")]
     assert ids == [training.id for training in run.state.trainings("final")]
-    assert [run.model(each) for each in ids] == [undisturbed.model(each) for each in ids]
-    assert None not in {run.model(each) for each in ids}
+    assert [run.weights(each) for each in ids] == [undisturbed.weights(each) for each in ids]
+    assert None not in {run.weights(each) for each in ids}
 
 
 def test_retraining_cannot_be_left_out_alone(tmp_path: Path) -> None:
@@ -278,7 +278,7 @@ def test_other_data_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     search_job(job_spec(tmp_path, search__num_trials=1), LocalBackend())
     whole = data.load_training("digits", Path())
-    monkeypatch.setattr(data, "load_training", lambda name, folder: whole.take(np.arange(NUM_IMAGES - 1)))
+    monkeypatch.setattr(data.opened, "load_training", lambda name, folder: whole.take(np.arange(NUM_IMAGES - 1)))
     with pytest.raises(SpecError, match="the data or the split are not those"):
         search_job(job_spec(tmp_path, search__num_trials=2), LocalBackend())
 

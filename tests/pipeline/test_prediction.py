@@ -35,7 +35,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     )
     some = data.load_training("mnist", REAL_RAW.parents[1]).take(np.arange(NUM_IMAGES))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "load_training", lambda name, folder: some)
+        patch.setattr(data.opened, "load_training", lambda name, folder: some)
         return train_job(spec, LocalBackend())
 
 

@@ -16,7 +16,7 @@ def test_second_test_beside_the_first(tmp_path: Path, monkeypatch: pytest.Monkey
     spec = small_spec(tmp_path, data={"name": "mnist", "num_validation": 30}, test={"also": ["qmnist50k"]})
     use_few_images(monkeypatch)
     fetched: list[str] = []
-    monkeypatch.setattr(data, "fetch", lambda name, folder, also=(): fetched.extend([name, *also]))
+    monkeypatch.setattr(data.opened, "fetch", lambda name, folder, also=(): fetched.extend([name, *also]))
     second = data.load_test("digits", Path())
     kinds: list[str] = []
 

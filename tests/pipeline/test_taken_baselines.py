@@ -46,7 +46,7 @@ def test_baseline_is_taken_over(source: RunDir) -> None:
         assert there is not None and here is not None and there.ended is not None and here.ended is not None
         assert (here.config, here.history, here.ended.model) == (there.config, there.history, there.ended.model)
         assert here.ended.taken_from == f"small/{name}" and there.ended.taken_from is None
-        assert run.model(name) == source.model(name)
+        assert run.weights(name) == source.weights(name)
         assert state.tested.scores[name] == source.state.tested.scores[name]
     assert sorted((path, path.stat().st_mtime_ns) for path in source.path.rglob("*")) == before
 

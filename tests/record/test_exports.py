@@ -58,7 +58,7 @@ def test_long_names_get_one_too(length: int) -> None:
 
 def test_models_and_logs_are_copied(whole_run: RunDir) -> None:
     paths = whole_run.paths
-    assert paths.model(SELECTED).read_bytes() == whole_run.model(SELECTED)
+    assert paths.model(SELECTED).read_bytes() == whole_run.weights(SELECTED)
     assert paths.test_logits(SELECTED).read_bytes() == f"logits of {SELECTED}".encode()
     log = paths.training_log("trial-0003").read_text()
     assert "died at once" in log and "Traceback" in log

@@ -113,8 +113,8 @@ def test_models_are_found_by_training(tmp_path: Path) -> None:
         writer.record(ended(model=writer.put_blob(weights(), "model")))
         writer.record(created("trial-0001"))
     run = read(tmp_path)
-    assert run.model("trial-0000") == weights()
-    assert run.model("trial-0001") is run.model("trial-0002") is None
+    assert run.weights("trial-0000") == weights()
+    assert run.weights("trial-0001") is run.weights("trial-0002") is None
 
 
 # --- finding runs

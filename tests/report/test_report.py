@@ -192,7 +192,7 @@ def test_exported_model_has_the_first_seed(run: RunDir) -> None:
     weights = (run.paths.model_folder / "model.safetensors").read_bytes()
     first = scored_models(run.state, "selected")[0]
     assert first.seed == 0
-    assert weights == run.model(first.id)
+    assert weights == run.weights(first.id)
     model_from_bytes(weights)
     card = (run.paths.model_folder / "README.md").read_text()
     assert f"{100 * first.score.accuracy:.2f} %" in card and f"{first.score.num_correct:,} of" in card

@@ -102,7 +102,7 @@ def test_stores_hold_the_same_record(store: str, tmp_path: Path) -> None:
     assert again.state.num_events == here.state.num_events == 5
     (training,) = again.state.trainings("search")
     assert (training.history, training.status) == ([metrics(1)], "complete")
-    assert again.model("trial-0000") == weights()
+    assert again.weights("trial-0000") == weights()
     assert [run.path.name for run in runs_in(storage_path(f"{store}/runs"))] == ["one"]
     assert find_run("one", storage_path(f"{store}/runs")).exists
     assert find_run(f"{store}/runs/one", Path("results")).exists

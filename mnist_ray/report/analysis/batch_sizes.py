@@ -23,7 +23,7 @@ class BatchSize:
 
 def warn_of_batches(started: SessionStarted) -> list[Finding]:
     """Return a warning where the search tried batches of more images than there are."""
-    warning = started.spec.oversized_batch(started.data.num_training - started.spec.data.num_validation)
+    warning = started.spec.oversized_batch(started.data.num_training - started.num_validation)
     return [Finding(f"{warning}.", is_warning=True)] if warning else []
 
 

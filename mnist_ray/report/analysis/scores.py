@@ -11,7 +11,7 @@ def rung_epoch(state: RunState) -> int:
     """Return the epoch that every trial of a started run reaches unless it fails: the first one with a decision."""
     assert state.started is not None
     spec = state.started.spec
-    grace = spec.grace_epochs(state.started.data.num_training - spec.data.num_validation)
+    grace = spec.grace_epochs(state.started.data.num_training - state.started.num_validation)
     return min(grace or spec.search.num_epochs, spec.search.num_epochs)
 
 
