@@ -548,6 +548,8 @@ OTHER_VALUES: dict[str, Any] = {
     "seed": 1,
     "data.name": "mnist",
     "data.num_validation": 4999,
+    "data.transpose": True,
+    "data.test_fraction": 0.5,
     "data.dir": "/elsewhere",
     "recipe.learning_rate": 0.002,
     "recipe.dropout": 0.3,
@@ -592,6 +594,8 @@ def with_value(key: str, value: Any) -> JobSpec:
         content["search"]["space"]["dropout"]["log"] = True
     if key == "test.also":
         content["data"]["name"] = "mnist"  # digits have no second test
+    if key in ("data.transpose", "data.test_fraction"):
+        content["data"] |= {"name": "images", "dir": "own"}
     *parents, last = key.split(".")
     part = content
     for name in parents:

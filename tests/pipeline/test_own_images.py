@@ -63,7 +63,8 @@ def test_head_follows_the_classes(finished: RunDir) -> None:
     for training_id in state.tested.scores if state.tested else ():
         found = predictions(finished, training_id)
         assert found is not None and found.confusion().shape == (3, 3)
-        assert evaluate_run(finished)[training_id] == found.score
+        again = evaluate_run(finished)[training_id]
+        assert again.num_correct == found.score.num_correct and again.loss == pytest.approx(found.score.loss)
 
 
 def test_changed_images_are_refused(shapes: Path, tmp_path: Path) -> None:
