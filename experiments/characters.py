@@ -42,7 +42,7 @@ def main() -> None:
             for character, variant, image in drawn(path):
                 place = arguments.folder / part / class_name(character)
                 place.mkdir(parents=True, exist_ok=True)
-                image.save(place / f"{_hash(family)[:6]}-{path.stem}-{variant}.png")
+                image.save(place / f"{path.stem}-{_hash(str(path))[:6]}-{variant}.png")
                 written[part] += 1
     print(f"{len(families)} families, {sum(map(len, families.values()))} fonts: {written}")
 

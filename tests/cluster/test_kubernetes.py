@@ -427,7 +427,7 @@ def test_every_manifest_is_used() -> None:
     }
     assert all(path.exists() for path in used)
     assert set(MANIFESTS) <= used
-    page = (REPOSITORY / "docs" / "clusters.md").read_text()
+    page = (REPOSITORY / "docs" / "clusters" / "kubernetes.md").read_text()
     assert all(f"overlays/{overlay}" in page or f"`{overlay}`" in page for overlay in ALL_OVERLAYS)
     assert "KubeRay 1.5.1" in page
 

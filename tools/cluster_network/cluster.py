@@ -1,4 +1,4 @@
-"""A cluster of a head, two workers, two spares, a store and a client, started as in docs/clusters.md."""
+"""A cluster of a head, two workers, two spares, a store and a client, started as in docs/clusters/machines.md."""
 
 import contextlib
 import json

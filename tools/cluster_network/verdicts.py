@@ -27,7 +27,7 @@ class Verdicts:
             self.bad.append(line)
 
     def record_open(self, is_open: bool, address: str, process: str, attempt: str, result: str, reason: str) -> None:
-        """Record a known hole. A hole that is closed is BAD: docs/clusters.md still lists it."""
+        """Record a known hole. A hole that is closed is BAD: docs/clusters/evidence.md still lists it."""
         line = f"{address} | {process} | {attempt} | {result} | {reason}"
         if is_open:
             print(f"OPEN {line}", flush=True)
