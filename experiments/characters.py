@@ -36,7 +36,7 @@ def main() -> None:
     if len(families) < 2:
         sys.exit(f"--fonts {arguments.fonts}: {len(families)} families of fonts, and two are needed: install some")
     written = {"train": 0, "test": 0}
-    for number, (family, paths) in enumerate(sorted(families.items(), key=lambda item: _hash(item[0]))):
+    for number, (_, paths) in enumerate(sorted(families.items(), key=lambda item: _hash(item[0]))):
         part = "test" if number % TEST_PART == 0 else "train"
         for path in paths:
             for character, variant, image in drawn(path):
