@@ -18,6 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from mnist_ray import data
 from mnist_ray.config import TrainingConfig
+from mnist_ray.training.augment import NUM_DRAWN
 from mnist_ray.training.batch_norm import PIXELS, _global_moments, _Normalised
 from mnist_ray.training.distributed import Worker
 from mnist_ray.training.examples import Examples
@@ -36,7 +37,9 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, default=data.default_data_dir(), help="where MNIST lies")
     data_dir = parser.parse_args().data_dir
     prepare_to_train(1)
-    _profile(data_dir)
+    images = data.load_training("mnist", data_dir)
+    _profile(images)
+    _parts(images)
     _compare("batch norm and pooling", normalised_then_pooled, pooled_then_normalised)
     _compare("the first convolution", convolved, multiplied)
     matrix = torch.randn(1024, 1024)
@@ -44,16 +47,26 @@ def main() -> None:
     print(f"matrix product: {2e-9 * 1024**3 / product_s:.0f} GFLOP/s")
 
 
-def _profile(data_dir: Path) -> None:
-    images = data.load_training("mnist", data_dir)
-    examples, config = Examples.of(images, torch.device("cpu")), TrainingConfig(num_epochs=1)
+def _step(images: data.LabelledImages, config: TrainingConfig) -> Callable[[], None]:
+    """Return a function that takes a step of a training."""
+    examples = Examples.of(images, torch.device("cpu"))
     state = TrainState.initial(config, data.pixel_statistics(images.images))
     steps = Steps.of(state, examples, config, Worker())
     steps.begin_epoch()
+    steps.augment(torch.arange(len(examples)), torch.zeros(len(examples), NUM_DRAWN))
+    return lambda: steps.take(torch.randint(len(examples), (BATCH,)), BATCH)
 
-    def take() -> None:
-        steps.take(torch.randint(len(examples), (BATCH,)), BATCH)
 
+def _parts(images: data.LabelledImages) -> None:
+    """Time a step with each part of `training` that adds work to it."""
+    recipe = TrainingConfig(num_epochs=1)
+    for part, value in {"ema": 0.1, "weight_decay": 0.01, "augment": 1.0}.items():
+        with_part = recipe.model_copy(update={part: value})
+        _compare(f"a step with and without {part}", _step(images, with_part), _step(images, recipe))
+
+
+def _profile(images: data.LabelledImages) -> None:
+    take = _step(images, TrainingConfig(num_epochs=1))
     print(f"a step: {1e3 * _seconds(take):.1f} ms of CPU")
     with profile(activities=[ProfilerActivity.CPU]) as found:
         for _ in range(NUM_STEPS):
@@ -66,7 +79,7 @@ def _compare(what: str, in_use: Callable[[], object], other: Callable[[], object
     times = [(_seconds(in_use), _seconds(other)) for _ in range(NUM_ROUNDS)]
     used_s, other_s = (statistics.median(each) for each in zip(*times, strict=True))
     saved = statistics.median(used - new for used, new in times)
-    print(f"{what}: {1e3 * used_s:.1f} ms in use, {1e3 * other_s:.1f} ms otherwise, saves {1e3 * saved:.1f} ms")
+    print(f"{what}: {1e3 * used_s:.1f} ms, otherwise {1e3 * other_s:.1f} ms, saves {1e3 * saved:.1f} ms")
 
 
 def _seconds(call: Callable[[], object]) -> float:
