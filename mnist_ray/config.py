@@ -41,6 +41,7 @@ StepMode = Literal["eager", "captured"]  # how a training takes its steps; captu
 Precision = Literal["float32", "bfloat16"]  # of the convolutions in training; all else is float32
 Schedule = Literal["constant", "cosine", "one_cycle"]  # of the learning rate, over the steps of one training
 DecidedBy = Literal["test_loss", "test_accuracy"]  # what the verdict compares
+TrackerName = Literal["tensorboard", "mlflow", "optuna"]  # programs that show a run while it goes on
 KernelMode = Literal["auto", "plain"]  # auto: the fast kernels on CPUs; plain: torch's own layers, optimizer, exchanges
 
 FINAL_EPOCHS = 45  # of the final round where neither the round nor a retraining says how many
@@ -335,6 +336,9 @@ class JobSpec(_Part):
     autoscaling: Autoscaling = Autoscaling()
     max_failures: int = Field(2, ge=0)  # how often a trial, or the retraining, is started again
     storage: str = "results"  # the folder that holds the runs, or an address: s3://bucket/folder, gs://bucket/folder
+    log_to: Annotated[
+        tuple[str, ...], Field(strict=False)
+    ] = ()  # tensorboard, optuna, mlflow, mlflow=ADDRESS_OR_FOLDER
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -344,6 +348,7 @@ class JobSpec(_Part):
                 "beginning with a letter or a digit"
             )
         check_storage(self.storage)
+        self._check_trackers()
         for key, dimension in self.search.space.items():
             _check_dimension(key, dimension)
         self._check_batches_fill_workers()
@@ -357,6 +362,29 @@ class JobSpec(_Part):
                 f"{self.data.name}: use data.name mnist or qmnist, or leave test.also out"
             )
         return self
+
+    def _check_trackers(self) -> None:
+        names = [entry.partition("=")[0] for entry in self.log_to]
+        for entry, name in zip(self.log_to, names, strict=True):
+            _, sign, where = entry.partition("=")
+            if name not in get_args(TrackerName) or (sign and (name != "mlflow" or not where)):
+                raise ValueError(
+                    f"log_to {_brief(entry)} is no tracker: use tensorboard, optuna, mlflow or "
+                    f"mlflow=ADDRESS_OR_FOLDER{_did_you_mean(name, get_args(TrackerName))}"
+                )
+            if names.count(name) > 1:
+                raise ValueError(f"log_to holds {name} twice: remove one")
+            if is_address(where) and set("@?#") & set(where):
+                raise ValueError(
+                    "log_to mlflow=... is an address that holds one of @ ? #: leave user names and passwords to "
+                    "$MLFLOW_TRACKING_USERNAME and $MLFLOW_TRACKING_PASSWORD, or write mlflow alone and set "
+                    "$MLFLOW_TRACKING_URI; neither is kept on record"
+                )
+            if name != "mlflow" and is_address(self.storage):
+                raise ValueError(
+                    f"log_to {name} writes files that grow, which storage {self.storage.partition('://')[0]}://... "
+                    "does not have: use a folder as storage, or log to mlflow=ADDRESS"
+                )
 
     def _check_batches_fill_workers(self) -> None:
         searched = self.search.space.get("batch_size")
@@ -762,6 +790,7 @@ OPERATIONAL_KEYS = frozenset(
     {
         "name",
         "storage",
+        "log_to",
         "data.dir",
         "max_hours",
         "max_failures",

@@ -233,6 +233,18 @@ WRONG |= {
         {"retrain": {"baseline": False, "baseline_from": "other"}},
         ["retrain.baseline_from other", "retrain.baseline: true"],
     ),
+    "no tracker": ({"log_to": ["tensorbord"]}, ["log_to 'tensorbord'", "mlflow=", "did you mean tensorboard?"]),
+    "tracker with a place": ({"log_to": ["optuna=here"]}, ["log_to 'optuna=here' is no tracker"]),
+    "tracker without its place": ({"log_to": ["mlflow="]}, ["log_to 'mlflow=' is no tracker"]),
+    "tracker twice": ({"log_to": ["mlflow", "mlflow=here"]}, ["log_to holds mlflow twice", "remove one"]),
+    "password of a tracker": (
+        {"log_to": ["mlflow=http://me:pw@host"]},
+        ["log_to mlflow=", "$MLFLOW_TRACKING_PASSWORD"],
+    ),
+    "tracker's files in a store": (
+        {"log_to": ["tensorboard"], "storage": "s3://bucket/runs"},
+        ["log_to tensorboard", "storage s3://", "mlflow=ADDRESS"],
+    ),
     "searched schedule": (
         {"search": {"space": {"schedule": {"choices": ["constant", "cosine"]}}}},
         ["search.early_stopping", "schedule", "early_stopping: null"],
@@ -475,7 +487,7 @@ def test_searched_names_are_hyperparameters() -> None:
 
 
 MAY_CHANGE_BETWEEN_SESSIONS = {
-    *("name", "storage", "data.dir"),  # where things lie
+    *("name", "storage", "data.dir", "log_to"),  # where things lie
     *("max_hours", "max_failures"),  # how long and how patiently
     *("autoscaling.cpus", "autoscaling.gpus"),
     *("search.cpus_per_trial", "search.gpus_per_trial", "search.max_concurrent_trials"),  # on what
@@ -583,6 +595,7 @@ OTHER_VALUES: dict[str, Any] = {
     "max_hours": 1.0,
     "max_failures": 3,
     "storage": "elsewhere",
+    "log_to": ["tensorboard", "mlflow=http://127.0.0.1:5000"],
 }
 
 

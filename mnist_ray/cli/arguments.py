@@ -25,7 +25,7 @@ def add_command(
 
 
 def add_overrides(job: argparse.ArgumentParser) -> None:
-    """Add --name and --set to a command."""
+    """Add --name, --set and --log-to to a command."""
     job.add_argument("--name", help="the run's name (default: the spec's)")
     job.add_argument(
         "--set",
@@ -34,15 +34,22 @@ def add_overrides(job: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="override a value: search.num_trials=50",
     )
+    job.add_argument(
+        "--log-to",
+        action="append",
+        metavar="TRACKER",
+        help="show the run while it goes on: tensorboard, optuna, mlflow, mlflow=ADDRESS_OR_FOLDER (may be repeated)",
+    )
 
 
 def overrides_of(arguments: argparse.Namespace) -> list[str]:
-    """Return --set, --name, --data-dir and --storage as `load_spec` takes them."""
+    """Return --set, --name, --data-dir, --storage and --log-to as `load_spec` takes them."""
     overrides = list(arguments.set)
     for key, value in (
         ("name", arguments.name),
         ("data.dir", arguments.data_dir),
         ("storage", arguments.storage),
+        ("log_to", arguments.log_to),
     ):
         if value is not None:
             overrides.append(f"{key}={json.dumps(value)}")  # in quotes, also where YAML would read a number or a date

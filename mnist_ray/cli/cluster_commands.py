@@ -79,9 +79,10 @@ def _submit(arguments: argparse.Namespace) -> int:
 
     spec = load_spec(arguments.spec, overrides_of(arguments))  # before Ray is imported: a mistake is reported at once
     from mnist_ray.ray_backend.jobs.client import check_cluster, connect
-    from mnist_ray.ray_backend.jobs.submit import storage_on_cluster, submit
+    from mnist_ray.ray_backend.jobs.submit import storage_on_cluster, submit, trackers_on_cluster
 
-    spec = spec.model_copy(update={"storage": storage_on_cluster(spec.storage)})
+    there = {"storage": storage_on_cluster(spec.storage), "log_to": trackers_on_cluster(spec.log_to)}
+    spec = spec.model_copy(update=there)
     server = connect(arguments.address)
     check_cluster(server, spec)
     return _follow(server, submit(server, spec))

@@ -22,6 +22,7 @@ from mnist_ray.record.state import RunState
 from mnist_ray.record.writer import RunWriter
 from mnist_ray.storage.disk_space import check_space
 from mnist_ray.storage.files import children, remove_leftovers, remove_tree, storage_path
+from mnist_ray.trackers.processes import COMPLETE_S, FINISHED_S, check_trackers, tracked
 
 logger = logging.getLogger(__name__)
 
@@ -37,12 +38,15 @@ def run_stages(
     CorruptFileError, OSError.
     """
     run = open_run(spec)
+    check_trackers(spec, run)
     if run.exists and is_done(run.state, spec, until):
         logger.info("%s is finished: nothing to do", run)
         if has_ended(run):  # the process that finished the run may have been killed in the export
             remove_leftovers(run.path)
             if not exports_are_current(run):
                 write_exports(run.path)
+            with tracked(run, spec, FINISHED_S):  # whoever asks for a tracker now gets the whole run there
+                pass
         return run
     if spec.retrain is None and not with_search:
         raise SpecError(
@@ -51,7 +55,7 @@ def run_stages(
         )
     backend.check_early(spec, with_search)
     check_space(run.path, bytes_needed(spec))
-    with stoppable() as stop, owned(run, when_lost=stop) as writer:
+    with stoppable() as stop, owned(run, when_lost=stop) as writer, tracked(run, spec, COMPLETE_S):
         try:
             _work_on(writer, spec, backend, CallbackList(callbacks), until, with_search)
         except (KeyboardInterrupt, OSError):

@@ -49,7 +49,7 @@ def _write_all(run: RunDir, paths: RunPaths) -> int:
     write_atomic(paths.results_csv, results_csv(table).encode())
     replace_atomic(paths.results_parquet, table.to_parquet)
     replace_atomic(paths.history_parquet, history.to_parquet)
-    write_study(paths.study, spec, state.trainings("search"))
+    write_study(paths.study, spec, state.trainings("search"), in_place="optuna" in spec.log_to)
     if state.selected:
         write_atomic(paths.selected_spec, dump_spec(selected_spec(spec, state.selected.hyperparameters)).encode())
     for path, content in copies.items():

@@ -39,6 +39,7 @@ class RunPaths:
         self.history_parquet = self.folder / "history.parquet"
         self.outcome = self.folder / "result.json"
         self.study = self.folder / "study.sqlite3"
+        self.tensorboard = self.folder / "tensorboard"
         self.report = self.folder / "report.html"
         self.model_folder = self.folder / "model"
         self.retraining_log = self.folder / "logs" / "retrain.log"
@@ -47,7 +48,7 @@ class RunPaths:
     def _exported(self) -> list[Path]:
         """Everything but the record, leases, checkpoints and Ray's own files."""
         files = [self.spec, self.selected_spec, self.results_csv, self.results_parquet, self.results_markdown]
-        files += [self.history_parquet, self.outcome, self.study, self.report]
+        files += [self.history_parquet, self.outcome, self.study, self.report, self.tensorboard]
         return [*files, self.model_folder, self.folder / "models", self.retraining_log.parent]
 
     def check_links(self) -> None:

@@ -77,6 +77,7 @@ def test_importing_the_package_does_nothing() -> None:
         (["run", QUICKSTART, "--set", "retrain.workers=65"], ["batch_size", "65"]),
         (["run", QUICKSTART, "--set", "retrain.cpus_per_worker=999"], ["retrain.cpus_per_worker", "cluster has"]),
         (["run", QUICKSTART, "--set", "search.cpus_per_trial=999"], ["search.cpus_per_trial", "999"]),
+        (["run", QUICKSTART, "--log-to", "mlfow", "--log-to", "optuna"], ["log_to 'mlfow'", "did you mean mlflow"]),
         (["run", QUICKSTART, "--name", "../../escaped"], ["name", "../../escaped", "letters"]),
         (["run", QUICKSTART, "--set", "nonsense"], ["--set 'nonsense'", "search.num_trials=50"]),
         (["run", QUICKSTART, "--address", "127.0.0.1:1"], ["--address 127.0.0.1:1", "no Ray cluster answers"]),

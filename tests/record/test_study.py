@@ -19,13 +19,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mnist_ray.config import Choices, Hyperparameters, JobSpec, Range, Status, TrainingConfig, parse_spec
 from mnist_ray.metrics import EpochMetrics, Score
-from mnist_ray.record import shortlist, study
+from mnist_ray.record import shortlist, study, study_file
 from mnist_ray.record.event_log import Numbered
 from mnist_ray.record.events import EpochReported, Event, TrainingCreated, TrainingEnded
 from mnist_ray.record.selection import select
 from mnist_ray.record.state import RunState, Training
 from mnist_ray.record.study import SearchStudy, distributions, frozen_trials, new_study, seed_of_trial
-from mnist_ray.record.study_file import write_study
+from mnist_ray.record.study_file import StudyFile, write_study
 from tests.record.examples import SPEC, a_training, created, ended, reported, writing
 
 SPACES: dict[str, dict[str, Any]] = {
@@ -465,8 +465,8 @@ def schema(connection: sqlite3.Connection) -> list[tuple[str, int]]:
 @pytest.mark.parametrize("losses", [(), (0.5, 0.4)], ids=["at once", "later"])
 def test_failed_trials_keep_their_reason(tmp_path: Path, losses: tuple[float, ...]) -> None:
     failure = ended(status="failed", reason="RuntimeError: it broke", trace="Traceback")
-    trials = [a_training("trial-0000", "complete", 0.9, 0.9, 0.9)]
-    trials.append(a_training("trial-0001", None, *losses, ended=failure))
+    trials = [a_training("trial-0000", "complete", 0.9, 0.9, 0.9, number=0)]
+    trials.append(a_training("trial-0001", None, *losses, number=1, ended=failure))
     path = tmp_path / "study.sqlite3"
     write_study(path, SPEC, trials)
     with opened(path, "example") as study:
@@ -508,6 +508,54 @@ def test_studies_are_written_again(tmp_path: Path) -> None:
     assert seen == [0, 5, 10]
     assert [each.name for each in path.parent.iterdir()] == ["study.sqlite3"]
     assert set(tmp_path.iterdir()) == {path.parent, copy}
+
+
+def test_open_studies_follow_a_search(tmp_path: Path) -> None:
+    """Trials that changed are put into the file; a reader that has it open sees what a new file would hold."""
+    simulated = Simulated(a_spec())
+    spec, path, other = simulated.spec, tmp_path / "study.sqlite3", tmp_path / "other.sqlite3"
+    write_study(path, spec, [])
+    put: dict[str, tuple[int, bool]] = {}
+    with opened(path, spec.name) as reader, contextlib.closing(StudyFile(path, spec)) as study:
+        for step, _ in enumerate(simulated.steps()):
+            now = {trial.id: (trial.epochs_done, trial.ended is not None) for trial in simulated.trainings}
+            study.put([trial for trial in simulated.trainings if put.get(trial.id) != now[trial.id]])
+            put = now
+            if step % 5 == 0:
+                write_study(other, spec, simulated.trainings)
+                with opened(other, spec.name) as whole:
+                    assert reader.trials == whole.trials
+    assert len(put) > 10
+
+
+@pytest.mark.parametrize(
+    "before", ["a study", "no database", "a torn study", "a locked study", "a study with a journal"]
+)
+def test_studies_are_written_in_place(before: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader that has the file open sees the new content; a file that cannot take it is replaced."""
+    monkeypatch.setattr(study_file, "BUSY_S", 0.5)
+    simulated, path = Simulated(a_spec()), tmp_path / "study.sqlite3"
+    write_study(path, simulated.spec, [])
+    inode = path.stat().st_ino
+    simulated.finish()
+    with contextlib.ExitStack() as stack:
+        if before == "no database":
+            path.write_text("something else")
+        if before == "a torn study":
+            path.write_bytes(path.read_bytes()[:5000])
+        if before == "a locked study":
+            stack.enter_context(contextlib.closing(sqlite3.connect(path))).execute("BEGIN EXCLUSIVE")
+        if before == "a study with a journal":
+            path.with_name(f"{path.name}-journal").write_text("what SQLite would do first")
+        if before == "a study":
+            reader = stack.enter_context(opened(path, simulated.spec.name))
+            assert reader.trials == []
+        write_study(path, simulated.spec, simulated.trainings, in_place=True)
+        if before == "a study":
+            assert len(reader.trials) == len(simulated.trainings)
+            assert path.stat().st_ino == inode
+    with opened(path, simulated.spec.name) as written:
+        assert len(written.trials) == len(simulated.trainings)
 
 
 def test_only_published_epochs_are_studied(tmp_path: Path, unhurried: None) -> None:

@@ -8,6 +8,7 @@ job as failed because the old one is gone.
 import logging
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from mnist_ray import __version__
@@ -86,6 +87,12 @@ def storage_on_cluster(storage: str) -> str:
     A job's working directory is a copy that is removed with the job.
     """
     return storage if "://" in storage or storage.startswith(("/", "~")) else f"~/mnist_ray/{storage}"
+
+
+def trackers_on_cluster(log_to: Sequence[str]) -> tuple[str, ...]:
+    """Return `log_to` as the cluster sees it: a relative folder of MLflow lies as `storage_on_cluster` has it."""
+    entries = [entry.partition("=") for entry in log_to]
+    return tuple(f"{name}={storage_on_cluster(where)}" if where else name for name, _, where in entries)
 
 
 # --- the upload --------------------------------------------------------------------------------------------------
