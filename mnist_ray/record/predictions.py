@@ -82,7 +82,7 @@ class Predictions:
 
     def confusion(self) -> npt.NDArray[np.int64]:
         """Return the counts by (true class, predicted class), (10, 10)."""
-        matrix = np.zeros((NUM_CLASSES, NUM_CLASSES), dtype=np.int64)
+        matrix = np.zeros((self.log_probabilities.shape[1],) * 2, dtype=np.int64)
         np.add.at(matrix, (self.labels, self.predicted), 1)
         return matrix
 
