@@ -1,8 +1,8 @@
 """The time of a report of a search with many trials: python -m experiments.report_scale
 
-A run of N trials of up to 20 epochs whose record is written from a formula (tests/report/made_up.py), with early stopping, a
-final round, six retrainings and a test. Measured is `mnist-ray report` of a finished run as a user starts it,
-imports included; of it what `write_report` takes; and what it takes to make the tables and the Optuna study again.
+A run of N trials of up to 20 epochs whose record is written from a formula (tests/report/made_up.py), with early
+stopping, a final round, six retrainings and a test. Measured is `mnist-ray report` of a finished run as a user starts
+it, imports included; of it what `write_report` takes; and what it takes to make the tables and the Optuna study again.
 """
 
 import argparse
