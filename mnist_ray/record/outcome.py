@@ -55,6 +55,8 @@ class RunOutcome:
     tested: dict[str, Scores]  # by training
     ensembles: list[EnsembleOutcome]
     verdict: Judgement
+    warnings: list[str] | None  # about the search; None until a report is made, which finds them
+    versions: dict[str, str]  # of the latest session: mnist_ray, Python and the libraries
     test_opened_at: str | None
     num_events: int  # how much of the record this shows
     stages: list[StageOutcome]
@@ -86,6 +88,8 @@ def outcome_of(run: RunDir) -> RunOutcome:
             for each in ensembles(run)
         ],
         verdict=judge_run(run),
+        warnings=None,
+        versions=dict(state.started.versions),
         test_opened_at=state.test_opened.at if state.test_opened else None,
         num_events=state.num_events,
         stages=[

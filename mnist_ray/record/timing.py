@@ -55,17 +55,22 @@ class TrialTime:
     waiting_s: float  # for the driver, for its next turn, for a new start after a death
 
 
-def training_times(trainings: Sequence[Training], num_retrained_at_once: int = 1) -> list[TrialTime]:
+def training_times(
+    trainings: Sequence[Training], num_retrained_at_once: int = 1, sessions: Sequence[str] = ()
+) -> list[TrialTime]:
     """Return the times of the trainings that have ended with an epoch or more.
 
     Trials are created when they are handed out. Retrainings are all created at the beginning of their stage, so each
-    that is not among the first `num_retrained_at_once` is queued until another one ends.
+    that is not among the first `num_retrained_at_once` is queued until another one ends. Models that were taken over
+    from another run are left out.
+    sessions: when each began; what an earlier one left over is queued until the session that trains it.
     """
-    queued_s = _queued_s([training for training in trainings if training.stage == "retrain"], num_retrained_at_once)
+    trainings = [each for each in trainings if each.history and not (each.ended and each.ended.taken_from)]
+    queued_s = _queued_s(trainings, num_retrained_at_once, [_seconds(at) for at in sessions])
     times = []
     for training in trainings:
-        if training.history and training.ended:
-            queued, computing = queued_s.get(training.id, 0.0), training.elapsed_s
+        if training.ended:
+            queued, computing = queued_s[training.id], training.elapsed_s
             start_up = max(0.0, _start_up_s(training) - queued)
             whole = _seconds(training.ended.at) - _seconds(training.created_at)
             waiting = max(0.0, whole - queued - start_up - computing)
@@ -79,17 +84,18 @@ def num_retrained_at_once(state: RunState) -> int:
     return started[-1] if started else 1
 
 
-def _queued_s(trainings: Sequence[Training], num_slots: int) -> dict[str, float]:
-    """Return by training how long it waited for one of so many slots."""
-    begun = sorted(
-        (training for training in trainings if training.history), key=lambda each: training_spans(each)[0][0]
-    )
-    ends = sorted(_seconds(training.ended.at) for training in begun if training.ended)
+def _queued_s(trainings: Sequence[Training], num_slots: int, sessions: Sequence[float]) -> dict[str, float]:
+    """Return by training how long it waited for its session and, if it is a retraining, for one of so many slots."""
+    begun = {training.id: training_spans(training)[0][0] for training in trainings}
+    retrained = sorted((each for each in trainings if each.stage == "retrain"), key=lambda each: begun[each.id])
+    ends = sorted(_seconds(training.ended.at) for training in retrained if training.ended)
+    slots = dict(zip((training.id for training in retrained[num_slots:]), ends, strict=False))
     queued = {}
-    for number, training in enumerate(begun):
-        is_first = number < num_slots or number - num_slots >= len(ends)
-        free_at = _seconds(training.created_at) if is_first else ends[number - num_slots]
-        queued[training.id] = max(0.0, min(free_at, training_spans(training)[0][0]) - _seconds(training.created_at))
+    for training in trainings:
+        created, began = _seconds(training.created_at), begun[training.id]
+        session = max((at for at in sessions if at <= began), default=created)
+        free_at = max(created, session, slots.get(training.id, created))
+        queued[training.id] = min(free_at, max(began, created)) - created
     return queued
 
 

@@ -3,70 +3,194 @@
 Colours, grids and fonts come from the page, which is light or dark.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import optuna
 import pandas as pd
 import plotly.graph_objects as go
 from optuna import visualization
+from plotly.colors import sample_colorscale
 
-from mnist_ray.config import Objective
+from mnist_ray.config import DecidedBy, Objective
+from mnist_ray.record.judgement import JudgedQuantity
 from mnist_ray.record.predictions import Predictions
 from mnist_ray.record.timing import TrialTime
 from mnist_ray.report.analysis.batch_sizes import BatchSize
 from mnist_ray.report.analysis.importance import Importances
 from mnist_ray.report.analysis.optimism import Optimism
+from mnist_ray.report.analysis.roles import RoleScores
 from mnist_ray.report.analysis.scores import cost
 from mnist_ray.report.analysis.search_review import SearchReview
+from mnist_ray.report.analysis.verdict import FORMAT
+from mnist_ray.report.formatting import epochs, heading, interval_of, metric_in_words
 
 # Longer searches are shown as an even sample, since the page holds each trial and the browser draws it.
 MOST_CURVES = 200  # trials in the figure of intermediate values
 MOST_DOTS = 500  # trials in figures that hold a text for each
+MOST_TICKS = 6  # of a hyperparameter's axis
+MOST_CLASSES_WITH_NUMBERS = 20  # of a confusion matrix
 
 
-def learning_curves(history: pd.DataFrame, labels: Mapping[str, str], metric: str) -> go.Figure:
-    """Draw a metric by epoch. history: as the history table; labels: the trainings' names for people, by id."""
+# These are read on white paper and on the page's dark ground alike: each has a contrast of three or more to both.
+ROLE_COLOURS = {"selected": "#2f7de1", "baseline": "#d9730d"}
+DIFFERENCE_COLOUR = "#8a6fb8"
+SCALE = ("#12877c", "#808890", "#d0476f")  # from the best score to the worst
+STATUS_COLOURS = {"complete": "#12877c", "pruned": "#d9730d", "fail": "#d0476f", "running": "#2f7de1"}
+
+
+def seeds_by_role(roles: Sequence[RoleScores], judged: JudgedQuantity, name: DecidedBy) -> go.Figure:
+    """Draw a dot a seed and the mean of each role, and the interval of their difference from the baseline's mean on."""
     figure = go.Figure()
-    for training_id, label in labels.items():
-        rows = history[history["id"] == training_id]
+    heights = {role.side: 2.0 - number for number, role in enumerate(roles)}
+    for role in roles:
+        values, height = role.values(name), heights[role.side]
+        apart = np.linspace(0.12, -0.12, len(values)) if len(values) > 1 else np.zeros(1)
+        colour = ROLE_COLOURS[role.side]
         figure.add_scatter(
-            x=rows["epoch"].astype(int).tolist(),
-            y=rows[metric].astype(float).tolist(),
-            name=label,
-            mode="lines",
+            x=values,
+            y=(height + apart).tolist(),
+            text=[f"seed {seed}" for seed in role.seeds],
+            mode="markers",
+            name=role.name,
+            marker={"color": colour, "size": 9, "opacity": 0.75},
         )
-    return figure.update_layout(xaxis_title="epoch", yaxis_title=metric, yaxis_type="log" if "loss" in metric else None)
+        figure.add_scatter(
+            x=[role.mean(name)],
+            y=[height],
+            mode="markers",
+            name=f"{role.name}, mean",
+            marker={"symbol": "line-ns-open", "size": 30, "line": {"width": 3}, "color": colour},
+        )
+    found, zero = judged.difference, next(role for role in roles if role.side == "baseline").mean(name)
+    figure.add_scatter(
+        x=[zero + found.value],
+        y=[0],
+        mode="markers",
+        name="difference",
+        marker={"color": DIFFERENCE_COLOUR, "size": 10, "symbol": "diamond"},
+        error_x={
+            "type": "data",
+            "array": [found.interval.high - found.value],
+            "arrayminus": [found.value - found.interval.low],
+            "thickness": 3,
+            "width": 7,
+        },
+    )
+    figure.add_shape(
+        type="rect", x0=zero - judged.bound, x1=zero + judged.bound, y0=-0.45, y1=0.45, line_width=0,
+        fillcolor=DIFFERENCE_COLOUR, opacity=0.18, layer="below",
+    )  # fmt: skip
+    figure.add_shape(
+        type="line", x0=zero, x1=zero, y0=-0.5, y1=2.5, line={"dash": "dot", "width": 2, "color": "#808890"}
+    )
+    figure.add_annotation(
+        x=zero + found.value,
+        y=0.32,
+        text=f"{FORMAT[name](found.value)} ({interval_of(found.interval, FORMAT[name])})",
+        showarrow=False,
+    )
+    names = [role.name.replace(" ", "<br>", 1) for role in roles]
+    return figure.update_layout(
+        xaxis={"title": heading(name), "tickformat": ".2%" if name == "test_accuracy" else None, "nticks": 6},
+        yaxis={"tickvals": [*heights.values(), 0], "ticktext": [*names, "difference"], "range": [-0.6, 2.6],
+               "zeroline": False},
+        showlegend=False,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CurveGroup:
+    """Trainings of one role, drawn as their mean and the band between the lowest and the highest."""
+
+    name: str
+    ids: list[str]
+    colour: str
+
+
+def curves_by_role(history: pd.DataFrame, groups: Sequence[CurveGroup], metric: str) -> go.Figure:
+    """Draw a metric by epoch: a mean for each group, in a band over its trainings. history: as the history table."""
+    figure = go.Figure()
+    lowest, highest = math.inf, 0.0
+    for group in groups:
+        values = history[history["id"].isin(group.ids)].groupby("epoch")[metric].agg(["mean", "min", "max"])
+        at, (mean, low, high) = values.index.tolist(), (values[each].tolist() for each in ("mean", "min", "max"))
+        lowest, highest = min([lowest, *low]), max([highest, *high])
+        if len(group.ids) > 1:
+            figure.add_scatter(
+                x=at + at[::-1],
+                y=_rounded(high + low[::-1]),
+                fill="toself",
+                fillcolor=group.colour,
+                opacity=0.2,
+                line_width=0,
+                hoverinfo="skip",
+                showlegend=False,
+            )
+        name = f"{group.name}, mean of {len(group.ids)}" if len(group.ids) > 1 else group.name
+        figure.add_scatter(x=at, y=_rounded(mean), name=name, mode="lines", line_color=group.colour)
+    is_log = "loss" in metric and highest > 4 * lowest > 0
+    return figure.update_layout(
+        xaxis_title="epoch",
+        yaxis={
+            "title": metric_in_words(metric),
+            "type": "log" if is_log else None,
+            "tickvals": _log_ticks(lowest, highest) if is_log else None,
+            "tickformat": ".4~%" if "accuracy" in metric else None,
+        },
+    )
+
+
+def _log_ticks(lowest: float, highest: float) -> list[float]:
+    """Return 1, 2 and 5 times powers of ten in a range: plotly's own ticks leave the powers out."""
+    powers = range(math.floor(math.log10(lowest)), math.ceil(math.log10(highest)) + 1)
+    ticks = [float(f"{digit}e{power}") for power in powers for digit in (1, 2, 5)]
+    return [tick for tick in ticks if lowest <= tick <= highest]
+
+
+def _rounded(values: Sequence[float]) -> list[float]:
+    return [float(f"{value:.5g}") for value in values]
 
 
 def best_so_far(review: SearchReview) -> go.Figure:
-    """Draw the best score after so many trials, and what random search would have reached."""
+    """Draw the best score after so many trials, and what random search would have reached, all at one epoch."""
     figure = go.Figure()
     sign = cost(review.search, 1)  # turns costs back into scores
     if review.expectation is not None:
         numbers = list(range(1, len(review.expectation.mean) + 1))
         low, mean, high = (
-            [sign * value for value in values]
+            _rounded([sign * value for value in values])
             for values in (review.expectation.low, review.expectation.mean, review.expectation.high)
         )
+        colour = ROLE_COLOURS["baseline"]
         figure.add_scatter(
             x=numbers + numbers[::-1],
             y=high + low[::-1],
             fill="toself",
+            fillcolor=colour,
             line_width=0,
             hoverinfo="skip",
             name="random search, 5 to 95 %",
-            opacity=0.4,
+            opacity=0.2,
         )
-        figure.add_scatter(x=numbers, y=mean, name="random search, expected", line_dash="dash", mode="lines")
+        figure.add_scatter(
+            x=numbers,
+            y=mean,
+            name="random search, expected",
+            line={"dash": "dash", "color": colour},
+            mode="lines",
+        )
     figure.add_scatter(
         x=[number for number, _ in review.best_so_far],
         y=[sign * value for _, value in review.best_so_far],
         name="this search",
-        line_shape="hv",
+        line={"shape": "hv", "color": ROLE_COLOURS["selected"]},
         mode="lines",
     )
-    return figure.update_layout(xaxis_title="trials", yaxis_title=f"best {review.search.objective}")
+    title = f"best {heading(review.search.objective)} after {epochs(review.epoch)}"
+    return figure.update_layout(xaxis_title="trials", yaxis_title=title)
 
 
 def optimism(shifts: Sequence[Optimism], objective: Objective) -> go.Figure:
@@ -131,29 +255,39 @@ def batch_sizes(sizes: Sequence[BatchSize], objective: Objective) -> go.Figure:
     )
 
 
-def confusion(predictions: Predictions) -> go.Figure:
+def confusion(predictions: Predictions, names: Sequence[str]) -> go.Figure:
     """Draw the confusion matrix, a row a true class. Right predictions have no colour, or no other would show."""
     matrix = predictions.confusion()
-    shown = matrix.astype(float)
-    np.fill_diagonal(shown, np.nan)
-    classes = [str(number) for number in range(predictions.num_classes)]
+    is_error = (matrix > 0) & ~np.eye(len(names), dtype=bool)
+    texts = np.where(is_error, matrix.astype(str), "")
+    is_small = len(names) <= MOST_CLASSES_WITH_NUMBERS
     figure = go.Figure(
         go.Heatmap(
-            z=[[None if np.isnan(value) else int(value) for value in row] for row in shown],
-            x=classes,
-            y=classes,
-            text=matrix.tolist(),
-            texttemplate="%{text}",
-            colorscale="Blues",
-            hovertemplate="true %{y}, predicted %{x}: %{text}<extra></extra>",
+            z=[
+                [int(value) if shown else None for value, shown in zip(row, mask, strict=True)]
+                for row, mask in zip(matrix, is_error, strict=True)
+            ],
+            text=texts.tolist(),
+            texttemplate="%{text}" if is_small else None,
+            textfont_color="#000000",
+            colorscale=[[0, "#f5b066"], [1, "#d9730d"]],  # read on light and dark grounds, and under black numbers
+            customdata=[[[row, column] for column in names] for row in names],
+            hovertemplate="true %{customdata[0]}, predicted %{customdata[1]}: %{z}<extra></extra>",
             showscale=False,
+            xgap=1,
+            ygap=1,
         )
     )
-    for number in range(predictions.num_classes):
-        figure.add_annotation(x=number, y=number, text=str(matrix[number, number]), showarrow=False)
+    if is_small:
+        for number in range(len(names)):
+            figure.add_annotation(x=number, y=number, text=str(matrix[number, number]), showarrow=False)
+    positions = list(range(len(names)))
+    font = {"size": 12 if is_small else 9}
+    axis = {"tickvals": positions, "ticktext": list(names), "tickfont": font, "showgrid": False, "zeroline": False}
+    size = {"range": [-0.5, len(names) - 0.5]}
     return figure.update_layout(
-        xaxis={"title": "predicted", "type": "category", "showgrid": False},
-        yaxis={"title": "true", "type": "category", "autorange": "reversed", "showgrid": False},
+        xaxis={"title": "predicted", **axis, **size},
+        yaxis={"title": "true", **axis, "range": size["range"][::-1]},
     )
 
 
@@ -186,20 +320,38 @@ def time_bars(times: Sequence[TrialTime]) -> go.Figure:
 
 
 def optuna_figures(study: optuna.Study, objective: Objective) -> dict[str, go.Figure]:
-    """Return Optuna's own figures by name, without those that need a complete trial where there is none."""
+    """Return Optuna's own figures by name, in colours that light and dark pages can show.
+
+    Its scale from white to dark blue hides the worst trials on a light page, and the best ones on a dark page.
+    """
     complete = study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
+    few = _sampled(study, MOST_DOTS, complete)
     found = {
-        "timeline": visualization.plot_timeline(_sampled(study, MOST_DOTS)),
+        "history": visualization.plot_optimization_history(study, target_name=objective),
+        "parallel": visualization.plot_parallel_coordinate(few, target_name=objective),
+        "slice": visualization.plot_slice(study, target_name=objective),
         "intermediate": visualization.plot_intermediate_values(_sampled(study, MOST_CURVES)),
+        "timeline": visualization.plot_timeline(_sampled(study, MOST_DOTS)),
     }
-    if complete:
-        few = _sampled(study, MOST_DOTS, complete)
-        found |= {
-            "history": visualization.plot_optimization_history(study, target_name=objective),
-            "parallel": visualization.plot_parallel_coordinate(few, target_name=objective),
-            "slice": visualization.plot_slice(study, target_name=objective),
-            "rank": visualization.plot_rank(few, target_name=objective),
-        }
+    is_minimized = study.direction == optuna.study.StudyDirection.MINIMIZE
+    best_first = [list(each) for each in zip((0, 0.5, 1), SCALE if is_minimized else SCALE[::-1], strict=True)]
+    lines = found["parallel"].select_traces({"mode": "lines"})
+    scores = [(trace, float(trace.y[0])) for trace in lines]  # from 0 to 1: the objective is the first axis
+    colours = sample_colorscale(best_first, [score for _, score in scores])
+    for (trace, _), colour in zip(scores, colours, strict=True):
+        trace.line.color = colour
+    for trace in found["parallel"].select_traces({"mode": "markers"}):  # the bar of colours
+        trace.marker.update(colorscale=best_first, reversescale=False)
+    found["slice"].update_traces(marker={"colorscale": ["#2f7de1", "#b08800"]})  # of the trials' numbers
+    for trace in found["timeline"].data:
+        trace.name = trace.name.lower()
+        trace.marker.color = STATUS_COLOURS.get(trace.name, "#808890")
+    found["slice"].update_xaxes(nticks=4, tickangle=0)
+    for trace in found["slice"].data:
+        axis, values = found["slice"].layout[(trace.xaxis or "x").replace("x", "xaxis")], sorted(set(trace.x))
+        if axis.type == "log":
+            axis.tickvals = values if len(values) <= MOST_TICKS else _log_ticks(values[0], values[-1])
+    found["intermediate"].update_layout(xaxis_title="epoch", yaxis_title=objective)
     for figure in found.values():  # the page has its own titles, grounds and text colours
         figure.update_layout(title=None, plot_bgcolor=None)
         figure.update_annotations(font_color=None)

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
+import pandas as pd
+
 from mnist_ray.config import Hyperparameters, Recipe, TrainingParts
 from mnist_ray.record.state import Training
 from mnist_ray.statistics import Interval
@@ -12,6 +14,11 @@ HYPERPARAMETERS = tuple(Hyperparameters.model_fields)
 def heading(column: str) -> str:
     """Return a column's name for people: val_loss -> "val loss"."""
     return column.replace("_", " ")
+
+
+def metric_in_words(column: str) -> str:
+    """Return a metric's name in a sentence: val_loss -> "validation loss"."""
+    return heading(column).replace("val ", "validation ").replace("train ", "training ")
 
 
 def number(value: float | str) -> str:
@@ -39,12 +46,23 @@ def loss_difference(difference: float) -> str:
 
 
 def interval_of(interval: Interval, form: Callable[[float], str]) -> str:
-    """Return an interval of differences: "+0.01 points to +0.12 points"."""
-    return f"{form(interval.low)} to {form(interval.high)}"
+    """Return an interval of differences: "+0.01 to +0.12 points"."""
+    return f"{form(interval.low).removesuffix(' points')} to {form(interval.high)}"
 
 
 def epochs(count: int) -> str:
     return f"{count} epoch{'s' if count != 1 else ''}"
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a number with its noun: "1 training", "1,200 trainings"."""
+    return f"{count:,} {noun}{'s' if count != 1 else ''}"
+
+
+def listed(values: Iterable[object]) -> str:
+    """Return values as a list in a sentence: "0, 1 and 2"."""
+    *others, last = map(str, values)
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def minute(at: str) -> str:
@@ -53,7 +71,14 @@ def minute(at: str) -> str:
 
 
 def seconds(value: float) -> str:
-    return f"{value:.1f} s"
+    return f"{value:,.1f} s"
+
+
+def duration(value: float) -> str:
+    """Return seconds in the unit that people would use: "7.2 s", "3.5 min", "1.3 h"."""
+    if value < 60:
+        return seconds(value)
+    return f"{value / 60:.1f} min" if value < 3600 else f"{value / 3600:,.1f} h"
 
 
 def hyperparameter(values: Hyperparameters, name: str) -> str:
@@ -81,6 +106,15 @@ def columns_in_use(columns: Sequence[str], trainings: Iterable[Training]) -> lis
     """Return a table's columns without the hyperparameters that no training uses."""
     shown = hyperparameters_in_use(training.config for training in trainings)
     return [name for name in columns if name not in HYPERPARAMETERS or name in shown]
+
+
+def without_unused_parts(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table of trainings in which the parts that a training does not use are missing values."""
+    shown = table.copy()
+    for name, field in TrainingParts.model_fields.items():
+        unused = table["schedule"] == "constant" if name == "warmup" else table[name] == field.default
+        shown[name] = table[name].mask(unused)
+    return shown
 
 
 def _is_in_use(values: Hyperparameters, part: str) -> bool:

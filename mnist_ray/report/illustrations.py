@@ -1,20 +1,29 @@
 """The figures that a report has, in their order, each with its title and its caption."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC
+from typing import Literal
 
 import numpy as np
 import plotly.graph_objects as go
 
 from mnist_ray.record.models import retrained_models
+from mnist_ray.record.selection import RECIPE
+from mnist_ray.record.state import Training
 from mnist_ray.record.study import study_of
-from mnist_ray.record.timing import num_retrained_at_once, training_times
 from mnist_ray.report import figures
 from mnist_ray.report.analysis.search_review import SearchReview
-from mnist_ray.report.formatting import heading, percent
+from mnist_ray.report.analysis.verdict import evidence
+from mnist_ray.report.errors import MOST_CLASSES
+from mnist_ray.report.formatting import counted, epochs, heading, listed, metric_in_words, percent
 from mnist_ray.report.review import Review
 
 MOST_TIMED = 200  # trainings in the figure of times
+FEWEST_COMPLETE = 8  # trials; figures of fewer show their axes and little else
+BAND = "Lines: means over seeds; bands: from the lowest seed to the highest."
+
+Size = Literal["low", "usual", "tall", "wide", "large"]  # report.css says what each takes
 
 
 @dataclass(frozen=True)
@@ -26,29 +35,80 @@ class Illustration:
     title: str
     caption: str
     alt: str
-    is_tall: bool = False
+    size: Size = "usual"
+
+
+def roles(review: Review) -> list[Illustration]:
+    """Return the seeds of both roles with the difference's interval, the deciding quantity first."""
+    quantities = review.verdict.judgement.quantities
+    shown = []
+    for name in sorted(quantities, key=lambda name: name != review.spec.decided_by):
+        found = quantities[name].difference
+        caption = (
+            "A dot a seed, a bar at their mean. Below: the difference with its 95 % interval, drawn from the "
+            "baseline's mean (dotted) on; the shaded part is too small to matter by the spec's rule."
+        )
+        alt = f"Seeds of both roles by {heading(name)}: {evidence(name, found)}"
+        drawing = figures.seeds_by_role(review.roles, quantities[name], name)
+        shown.append(Illustration(f"seeds_{name}", drawing, heading(name).capitalize(), caption, alt, "low"))
+    return shown
 
 
 def curves(review: Review) -> list[Illustration]:
-    """Return the training curves of the retrained models."""
-    labels = {model.training.id: model.label for model in retrained_models(review.state) if model.training.history}
+    """Return the curves of both roles: on validation from the final round, then in training from the tested models."""
+    tested: dict[str, list[Training]] = {}
+    for model in retrained_models(review.state):
+        tested.setdefault(model.side, []).append(model.training)
+    selected = review.state.selected
+    final = {
+        "selected configuration": _finals_of(review, selected.training if selected else None),
+        "baseline": _finals_of(review, RECIPE),
+    }
+    parts = [
+        (final, ("val_loss", "val_accuracy"), "On the validation split, in the final round."),
+        (tested, ("train_loss", "train_accuracy"), "Of the tested models, measured while learning, with dropout on."),
+    ]
     return [
         Illustration(
             metric,
-            figures.learning_curves(review.history, labels, metric),
-            heading(metric),
-            "Measured while learning, with dropout on. The retraining has no validation split.",
-            f"{metric} by epoch for {', '.join(labels.values())}",
+            figures.curves_by_role(review.history, groups, metric),
+            metric_in_words(metric).capitalize(),
+            f"{caption} {BAND}" if any(len(group.ids) > 1 for group in groups) else caption,
+            f"{metric_in_words(metric)} by epoch for {listed(group.name for group in groups)}",
         )
-        for metric in ("train_loss", "train_accuracy")
-        if labels
+        for by_role, metrics, caption in parts
+        if (groups := _groups(by_role))
+        for metric in metrics
     ]
 
 
+def _finals_of(review: Review, name: str | None) -> list[Training]:
+    return [training for training in review.state.trainings("final") if training.of == name]
+
+
+def _groups(by_role: Mapping[str, Sequence[Training]]) -> list[figures.CurveGroup]:
+    """Return the roles that have an epoch on record, each in its colour."""
+    return [
+        figures.CurveGroup(role, ids, figures.ROLE_COLOURS["selected" if role.startswith("selected") else "baseline"])
+        for role, trainings in by_role.items()
+        if (ids := [training.id for training in trainings if training.history])
+    ]
+
+
+def search_note(review: Review) -> str:
+    """Say why there are no figures of a search; empty where there are some."""
+    if review.search is None or (num_complete := review.search.spending.counts.get("complete", 0)) >= FEWEST_COMPLETE:
+        return ""
+    return (
+        f"No figures of this search: {counted(num_complete, 'trial')} reached the full budget, and figures say little "
+        f"before {FEWEST_COMPLETE} do."
+    )
+
+
 def search_illustrations(review: Review) -> list[Illustration]:
-    """Return what shows the search, as far as there is something to show."""
+    """Return what shows the search; nothing before FEWEST_COMPLETE trials are complete."""
     search = review.search
-    if search is None:
+    if search is None or search_note(review):
         return []
     objective = search.search.objective
     shown = []
@@ -62,8 +122,8 @@ def search_illustrations(review: Review) -> list[Illustration]:
     if review.importances is not None and review.importances.shares:
         found = review.importances
         caption = (
-            f"Importance of each hyperparameter for {objective} after epoch {found.epoch}, with bootstrap intervals "
-            f"over {found.num_trials} trials."
+            f"Importance of each hyperparameter for {heading(objective)} after {epochs(found.epoch)}, with bootstrap "
+            f"intervals over {found.num_trials} trials."
         )
         shown.append(_captioned("importances", figures.importance_bars(found), "What mattered", caption))
     shown += _optuna_illustrations(review)
@@ -75,26 +135,29 @@ def search_illustrations(review: Review) -> list[Illustration]:
 
 
 def _captioned(name: str, drawing: go.Figure, title: str, caption: str) -> Illustration:
-    is_tall = name in ("parallel", "slice", "rank")
-    return Illustration(name, drawing, title, caption, f"{title}. {caption}", is_tall)
+    size: Size = "wide" if name in ("parallel", "slice") else "usual"
+    return Illustration(name, drawing, title, caption, f"{title}. {caption}", size)
 
 
 def _of_random(search: SearchReview) -> str:
+    same = f"All trials at the same epoch, {search.epoch}, which each of them reaches."
     if search.expectation is None:
-        return "The search began with too few random trials to say what random search would have reached."
+        return f"{same} The search began with too few random trials to say what random search would have reached."
     return (
-        f"Random search is estimated from the {search.expectation.num_random} random trials that the search began with "
-        "(Dodge et al. 2019), stopped ones at their last score; beyond that number the estimate is too pessimistic "
-        "for random search, because no better trial than theirs is known."
+        f"{same} Random search is estimated from the {search.expectation.num_random} random trials that the search "
+        "began with (Dodge et al. 2019); beyond that number the estimate is too pessimistic for random search, because "
+        "no better trial than theirs is known."
     )
 
 
 OPTUNA_TITLES = {
     "history": ("Optimization history", "Each complete trial's score, and the best until then."),
     "intermediate": ("Intermediate values", "Each trial's score after each epoch; the short ones were stopped early."),
-    "parallel": ("Parallel coordinates", "Each line is a complete trial; the darker, the better its score."),
+    "parallel": (
+        "Parallel coordinates",
+        "Each line is a complete trial: green is best, pink is worst.",
+    ),
     "slice": ("Slices", "Each hyperparameter against the score, coloured by trial number."),
-    "rank": ("Ranks", "Pairs of hyperparameters, coloured by the rank of the score."),
     "timeline": ("Timeline", "When each trial ran (UTC), coloured by how it ended."),
 }
 
@@ -102,15 +165,12 @@ OPTUNA_TITLES = {
 def _optuna_illustrations(review: Review) -> list[Illustration]:
     """Return Optuna's own figures; the captions of sampled ones say so."""
     trials = [trial for trial in review.state.trainings("search") if trial.ended]
-    if not trials:
-        return []
     search = review.spec.search
     num_complete = sum(trial.status == "complete" for trial in trials)
     limits = {
         "intermediate": (figures.MOST_CURVES, len(trials)),
         "timeline": (figures.MOST_DOTS, len(trials)),
         "parallel": (figures.MOST_DOTS, num_complete),
-        "rank": (figures.MOST_DOTS, num_complete),
     }
     shown = []
     for name, drawing in figures.optuna_figures(study_of(review.spec, trials, UTC), search.objective).items():
@@ -126,28 +186,31 @@ def error_illustrations(review: Review) -> list[Illustration]:
     predictions = review.predictions
     if predictions is None:
         return []
-    return [
-        Illustration(
-            "confusion",
-            figures.confusion(predictions),
-            "Confusion matrix",
-            "Rows: true class; columns: predicted class. Errors are coloured.",
-            f"Confusion matrix of {len(predictions.labels):,} test images, {predictions.num_wrong} of them wrong.",
-            is_tall=True,
-        ),
-        Illustration(
-            "reliability",
-            figures.reliability(predictions),
-            "Reliability",
-            "How often predictions of a confidence are right; on the dotted line confidence and accuracy are equal.",
-            f"Reliability diagram; expected calibration error {percent(predictions.calibration_error())}.",
-        ),
-    ]
+    shown = []
+    if len(review.class_names) <= MOST_CLASSES:
+        shown.append(
+            Illustration(
+                "confusion",
+                figures.confusion(predictions, review.class_names),
+                "Confusion matrix",
+                "Rows: true class; columns: predicted class. Errors are coloured.",
+                f"Confusion matrix of {len(predictions.labels):,} test images, {predictions.num_wrong} of them wrong.",
+                "tall" if len(review.class_names) <= figures.MOST_CLASSES_WITH_NUMBERS else "large",
+            )
+        )
+    reliability = Illustration(
+        "reliability",
+        figures.reliability(predictions),
+        "Reliability",
+        "How often predictions of a confidence are right; on the dotted line confidence and accuracy are equal.",
+        f"Reliability diagram; expected calibration error {percent(predictions.calibration_error())}.",
+    )
+    return [*shown, reliability]
 
 
 def time_illustrations(review: Review) -> list[Illustration]:
     """Return what shows where the time went."""
-    times = training_times(review.trainings(), num_retrained_at_once(review.state))
+    times = review.times()
     if not times:
         return []
     is_sampled = len(times) > MOST_TIMED

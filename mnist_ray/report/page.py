@@ -20,8 +20,9 @@ from plotly.offline import get_plotlyjs
 
 from mnist_ray.report.analysis.findings import Finding
 from mnist_ray.report.analysis.verdict import Verdict
+from mnist_ray.report.errors import Errors, Gallery
 from mnist_ray.report.illustrations import Illustration
-from mnist_ray.report.tables import Curve, Errors, Table, TrainingsTable
+from mnist_ray.report.tables import Curve, Table, TrainingsTable
 
 
 @dataclass(frozen=True)
@@ -33,18 +34,26 @@ class Page:
     began: str
     ended: str | None
     verdict: Verdict
+    roles: Table
+    role_figures: list[Illustration]
+    definitions: list[tuple[str, str]]
     missing: list[str]  # of an unfinished run
     warnings: list[Finding]
     models: Table
+    configurations: Table
     second_tests: Mapping[str, list[str]]
+    divided: list[Gallery]
     curves: list[Illustration]
-    search_sentences: list[str]
+    key_findings: list[str]
+    candidates: Table
+    search_note: str
+    other_findings: list[str]
     search_figures: list[Illustration]
     trainings: TrainingsTable
     training_curves: Mapping[str, Curve]
     errors: Errors | None
     error_figures: list[Illustration]
-    stages: Table
+    costs: Table
     time_text: str
     time_figures: list[Illustration]
     protocol: list[str]
@@ -60,11 +69,12 @@ class Page:
         sections = [
             ("verdict", "Verdict", True),
             ("models", "Models", self.models.rows),
+            ("divided", "Who is right", self.divided),
             ("curves", "Curves", self.curves),
-            ("search", "Search", self.search_sentences),
-            ("table", "All trainings", self.trainings.rows),
+            ("search", "Search", self.key_findings or self.other_findings),
             ("errors", "Errors", self.errors),
-            ("time", "Time", True),
+            ("costs", "Costs", self.costs.rows),
+            ("table", "All trainings", self.trainings.rows),
             ("protocol", "Protocol", True),
             ("provenance", "Provenance", True),
             ("repeat", "Repeat it", True),
@@ -74,7 +84,7 @@ class Page:
     @property
     def drawings(self) -> dict[str, go.Figure]:
         """The figures by their ids."""
-        shown = [*self.curves, *self.search_figures, *self.error_figures, *self.time_figures]
+        shown = [*self.role_figures, *self.curves, *self.search_figures, *self.error_figures, *self.time_figures]
         return {each.id: each.drawing for each in shown}
 
 

@@ -1,7 +1,7 @@
 """The protocol of a run, the identity of its inputs, and the commands that repeat it: lines of a report."""
 
 from mnist_ray.report.analysis.scores import rung_epoch
-from mnist_ray.report.formatting import minute
+from mnist_ray.report.formatting import counted, minute
 from mnist_ray.report.review import Review
 from mnist_ray.storage.files import seal
 
@@ -22,7 +22,9 @@ def protocol(review: Review) -> list[str]:
     if opened is None:
         return [*lines, "Test: not opened yet."]
     also = f", and {', '.join(spec.test.also)} with it" if spec.test.also else ""
-    test = f"Test: opened once{also}, at {opened.at}, after the selection; later evaluations are not on this page."
+    test = (
+        f"Test: opened once{also}, at {minute(opened.at)}, after the selection. Later evaluations are not on this page."
+    )
     return [*lines, test]
 
 
@@ -52,7 +54,8 @@ def _search_lines(review: Review) -> list[str]:
         final_round = (
             f"Final round: the best {final.top_k} configurations and the recipe as published, "
             f"{review.spec.final_epochs} epochs on {final.seeds} fresh seeds each. The best mean replaces the recipe "
-            f"if it is better by more than {final.keep_recipe_within_se:g} standard errors."
+            f"if it is better by more than {final.keep_recipe_within_se:g} standard error"
+            f"{'' if final.keep_recipe_within_se == 1 else 's'}."
         )
     return [
         f"Search: {search.num_trials} trials of up to {search.num_epochs} epochs, TPE, {stopping}; judged by "
@@ -69,7 +72,9 @@ def provenance(review: Review) -> list[tuple[str, str]]:
     devices = sorted({str(device) for device in review.table["device"].dropna()})
     threads, seeds = f"{spec.search.cpus_per_trial} thread a trial", "those of the final round"
     if retrain := spec.retrain:
-        threads += f", {retrain.workers_in_words} workers with {retrain.cpus_per_worker} threads each in the retraining"
+        threads += (
+            f", {retrain.workers_in_words} workers of {counted(retrain.cpus_per_worker, 'thread')} in the retraining"
+        )
         seeds = ", ".join(map(str, retrain.seeds))
     return [
         ("spec, SHA-256", seal(spec.model_dump(mode="json"))),
@@ -86,7 +91,7 @@ def provenance(review: Review) -> list[tuple[str, str]]:
         ("threads, workers", threads),
         ("seed of split and search", str(spec.seed)),
         ("seeds of the tested models", seeds),
-        ("sessions", "; ".join(start.at for start in review.state.starts)),
+        ("sessions", "; ".join(minute(start.at) for start in review.state.starts)),
     ]
 
 

@@ -13,7 +13,10 @@ from mnist_ray.record.predictions import Predictions, predictions
 from mnist_ray.record.rundir import RunDir
 from mnist_ray.record.state import RunState, Training
 from mnist_ray.record.tables import STAGES, history_table, results_table
+from mnist_ray.record.timing import TrialTime, num_retrained_at_once, training_times
+from mnist_ray.report.analysis.costs import Cost, costs
 from mnist_ray.report.analysis.importance import Importances, importances
+from mnist_ray.report.analysis.roles import DividedImages, RoleScores, divided_images, role_scores
 from mnist_ray.report.analysis.scores import rung_epoch
 from mnist_ray.report.analysis.search_review import SearchReview, review_search
 from mnist_ray.report.analysis.verdict import Verdict, verdict
@@ -35,6 +38,9 @@ class Review:
     model: RetrainedModel | None  # the model that people take away; None before it is tested
     ensembles: list[Ensemble]  # of the sides with two or more tested models
     predictions: Predictions | None  # that model's, on the test split
+    roles: list[RoleScores]
+    divided: DividedImages | None  # None where only one role was tested
+    costs: list[Cost]
 
     @classmethod
     def of(cls, run: RunDir) -> "Review":
@@ -58,15 +64,27 @@ class Review:
             model,
             ensembles(run),
             predictions(run, model.training.id) if model else None,
+            role_scores(state),
+            divided_images(run),
+            costs(state),
         )
 
     @property
     def spec(self) -> JobSpec:
         return self.started.spec
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.started.class_names
+
     def summary(self) -> list[str]:
         """Return the lines for a terminal."""
         return summary_lines(self.state, self.verdict, self.search, self.ensembles)
+
+    def times(self) -> list[TrialTime]:
+        """Return the parts of each training's time."""
+        sessions = [start.at for start in self.state.starts]
+        return training_times(self.trainings(), num_retrained_at_once(self.state), sessions)
 
     def trainings(self) -> list[Training]:
         return [training for stage in STAGES for training in self.state.trainings(stage)]

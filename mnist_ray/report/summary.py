@@ -13,7 +13,13 @@ from mnist_ray.record.study import direction
 from mnist_ray.record.tables import STAGES, cell, results_table
 from mnist_ray.report.analysis.search_review import SearchReview
 from mnist_ray.report.analysis.verdict import Verdict
-from mnist_ray.report.formatting import HYPERPARAMETERS, columns_in_use, hyperparameters_in_words, percent
+from mnist_ray.report.formatting import (
+    HYPERPARAMETERS,
+    columns_in_use,
+    hyperparameters_in_words,
+    percent,
+    without_unused_parts,
+)
 
 RETRAINED_COLUMNS = [
     "role", "status", *HYPERPARAMETERS, "seed", "epochs_done", "test_accuracy", "test_correct", "test_loss",
@@ -66,7 +72,7 @@ def results_markdown(
     All trials are in results.csv and report.html.
     """
     assert state.started is not None
-    spec, table = state.started.spec, results_table(state)
+    spec, table = state.started.spec, without_unused_parts(results_table(state))
     parts = [f"# {cell('name', spec.name)}", "", f"**{verdict.sentence}**", ""]
     for warning in search.warnings if search else []:
         parts += [f"> ⚠ {cell('text', warning.text)}", ""]

@@ -1,39 +1,43 @@
-"""The tables of a report: the models, all trainings, the errors, the times, as texts for the page."""
+"""The tables of a report: models, search, all trainings, costs, as texts for the page."""
 
-import base64
-import io
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pandas as pd
-from PIL import Image
 
-from mnist_ray.config import SecondTest
+from mnist_ray.config import DecidedBy, Objective, SecondTest
 from mnist_ray.metrics import Score
 from mnist_ray.record.models import RetrainedModel, retrained_models
-from mnist_ray.record.predictions import Predictions, images_of_test, predictions
+from mnist_ray.record.predictions import Predictions, predictions
 from mnist_ray.record.rundir import RunDir
+from mnist_ray.record.selection import RECIPE, last_score, ranked
 from mnist_ray.record.state import Training
 from mnist_ray.record.tables import HISTORY_COLUMNS
-from mnist_ray.record.timing import num_retrained_at_once, stage_times, training_times
+from mnist_ray.report.analysis.roles import RoleScores
 from mnist_ray.report.analysis.significance import wilson
+from mnist_ray.report.analysis.verdict import FORMAT
 from mnist_ray.report.formatting import (
     HYPERPARAMETERS,
     columns_in_use,
+    counted,
+    duration,
     heading,
     hyperparameter,
     hyperparameters_in_use,
     interval_in_percent,
+    interval_of,
+    listed,
     number,
     percent,
     seconds,
+    without_unused_parts,
 )
 from mnist_ray.report.review import Review
 
-MOST_IN_GALLERY = 120
+QUANTITIES: tuple[DecidedBy, ...] = ("test_accuracy", "test_loss")
+MOST_CANDIDATES = 5  # trials in the table of the search's best, the finalists apart
 MOST_ROWS = 1500  # of the table of all trainings; a page of more than 8 MB is too large to send
 
 
@@ -48,30 +52,60 @@ class Table:
 # --- the models ----------------------------------------------------------------------------------------------------
 
 
+def roles(review: Review) -> Table:
+    """Return each role's mean and spread over seeds, then their difference, if they were compared."""
+    decided_by = review.spec.decided_by
+    headings = [f"{heading(name)}{' (decides)' if name == decided_by else ''}" for name in QUANTITIES]
+    rows = [
+        [role.name, listed(role.seeds), *(_mean_and_spread(role, name) for name in QUANTITIES)] for role in review.roles
+    ]
+    if judged := review.verdict.judgement.quantities:
+        differences = {name: judged[name].difference for name in QUANTITIES}
+        cells = [
+            f"{FORMAT[name](found.value)} ({interval_of(found.interval, FORMAT[name])})"
+            for name, found in differences.items()
+        ]
+        rows.append(["difference", "", *cells])
+    return Table(["role", "seeds", *headings], rows)
+
+
+def _mean_and_spread(role: RoleScores, name: DecidedBy) -> str:
+    mean, spread = role.mean(name), role.spread(name)
+    shown, scale, digits = (percent(mean), 100, 2) if name == "test_accuracy" else (f"{mean:.4f}", 1, 4)
+    return shown if spread is None else f"{shown} ± {scale * spread:.{digits}f}"
+
+
 def models(review: Review) -> Table:
     """Return one row for each retrained model, then one for each ensemble of a side's seeds."""
-    retrained = retrained_models(review.state)
-    shown = hyperparameters_in_use(model.training.config for model in retrained)
-    headings = [
-        "role", "seed", *map(heading, shown), "epochs", "test accuracy", "95 % interval", "right", "loss", "ECE",
-        "training",
-    ]  # fmt: skip
-    rows = [_model_row(review.run, model, shown) for model in retrained]
+    headings = ["role", "seed", "test accuracy", "95 % interval", "right", "test loss", "ECE", "epochs", "trained for"]
+    rows = [_model_row(review.run, model) for model in retrained_models(review.state)]
     for ensemble in review.ensembles:
         scored = _scored(ensemble.predictions.score, ensemble.predictions)
-        seeds = ", ".join(map(str, ensemble.seeds))
-        rows.append([ensemble.label, seeds, *("" for _ in shown), "", *scored, ""])
+        rows.append([ensemble.label, listed(ensemble.seeds), *scored, "", ""])
     return Table(headings, rows)
 
 
-def _model_row(run: RunDir, model: RetrainedModel, shown: Sequence[str]) -> list[str]:
+def _model_row(run: RunDir, model: RetrainedModel) -> list[str]:
     training, score = model.training, model.scores.get("test")
     scored = [training.status or "running", "", "", "", ""]
     if score is not None:
         scored = _scored(score, predictions(run, training.id))
-    values = [hyperparameter(training.config, name) for name in shown]
-    identity = [model.side, str(training.config.seed), *values, str(training.epochs_done)]
-    return [*identity, *scored, seconds(training.elapsed_s)]
+    identity = [model.side, str(training.config.seed)]
+    return [*identity, *scored, str(training.epochs_done), seconds(training.elapsed_s)]
+
+
+def configurations(review: Review) -> Table:
+    """Return one row for each hyperparameter in use, with a column for each role that was trained."""
+    by_role = {model.side: model.training.config for model in retrained_models(review.state)}
+    return Table(
+        ["hyperparameter", *by_role],
+        [
+            [heading(name), *(hyperparameter(values, name) for values in by_role.values())]
+            for name in hyperparameters_in_use(by_role.values())
+        ]
+        if by_role
+        else [],
+    )
 
 
 def _scored(score: Score, found: Predictions | None) -> list[str]:
@@ -95,21 +129,58 @@ def second_test_lines(review: Review, name: SecondTest) -> list[str]:
     return lines
 
 
+# --- the search ----------------------------------------------------------------------------------------------------
+
+
+def candidates(review: Review) -> Table:
+    """Return the search's best trials, its finalists and the recipe, with their scores there and on fresh seeds."""
+    state, search, baseline = review.state, review.spec.search, review.spec.baseline
+    fresh: dict[str, list[float]] = {}
+    for training in state.trainings("final"):
+        if training.of is not None and training.status == "complete":
+            fresh.setdefault(training.of, []).append(last_score(search, training))
+    names = hyperparameters_in_use(trial.config for trial in state.trainings("search"))
+    objective = heading(search.objective)
+    rows = []
+    for rank, trial in enumerate(ranked(search, state.trainings("search"))):
+        is_recipe = trial.config.hyperparameters == baseline
+        scores = fresh.get(RECIPE if is_recipe and trial.number == 0 else trial.id, [])
+        if rank < MOST_CANDIDATES or scores:
+            remarks = ["the recipe"] * is_recipe + ["selected"] * (
+                state.selected is not None and state.selected.training == trial.id
+            )
+            rows.append(
+                [
+                    f"{trial.id} ({', '.join(remarks)})" if remarks else trial.id,
+                    _score(search.objective, last_score(search, trial)),
+                    str(trial.epochs_done),
+                    f"{_score(search.objective, fmean(scores))} ({counted(len(scores), 'seed')})" if scores else "",
+                    *(hyperparameter(trial.config, name) for name in names),
+                ]
+            )
+    return Table(["trial", objective, "epochs", f"{objective} in the final round", *map(heading, names)], rows)
+
+
+def _score(objective: Objective, value: float) -> str:
+    return percent(value) if objective == "val_accuracy" else f"{value:.4f}"
+
+
 # --- all trainings -------------------------------------------------------------------------------------------------
 
 ROW_COLUMNS = [
-    "id", "role", "status", *HYPERPARAMETERS, "seed", "epochs_done", "val_loss", "val_accuracy", "test_accuracy",
-    "elapsed_s", "reason",
+    "id", "status", "epochs_done", "val_loss", "val_accuracy", "test_accuracy", "elapsed_s",
+    *HYPERPARAMETERS, "seed",
 ]  # fmt: skip
 ROW_HEADINGS = {"id": "training", "epochs_done": "epochs", "elapsed_s": "seconds"}  # where not the column's own name
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A text with the number, in decimals, by which it is sorted."""
+    """A text with the number, in decimals, by which it is sorted, and a remark beneath it."""
 
     text: str
     value: str | None = None
+    remark: str = ""
 
 
 @dataclass(frozen=True)
@@ -128,16 +199,20 @@ def trainings(review: Review) -> TrainingsTable:
     columns = columns_in_use(ROW_COLUMNS, review.trainings())
     return TrainingsTable(
         [ROW_HEADINGS.get(name, heading(name)) for name in columns],
-        [[_cell(str(name), value) for name, value in row.items()] for row in shown[columns].to_dict("records")],
+        [[_cell(name, row[name], row) for name in columns] for row in without_unused_parts(shown).to_dict("records")],
         f"{num_missing:,} trials more are in results.csv." if num_missing else "",
     )
 
 
-def _cell(name: str, value: Any) -> Cell:
+REMARKS = {"id": "role", "status": "reason"}  # the columns that stand beneath another one
+
+
+def _cell(name: str, value: Any, row: Mapping[Any, Any]) -> Cell:
     if pd.isna(value):
         return Cell("")
     if isinstance(value, str):
-        return Cell(value)
+        remark = row[REMARKS[name]] if name in REMARKS else ""
+        return Cell(value, remark="" if pd.isna(remark) or remark == "trial" else remark)
     text = number(value)
     if name.endswith("_accuracy"):
         text = percent(value)
@@ -182,89 +257,38 @@ def _curve(training: Training) -> Curve:
     )
 
 
-# --- errors --------------------------------------------------------------------------------------------------------
+# --- costs ---------------------------------------------------------------------------------------------------------
+
+STEPS = {
+    "data": "loading the data",
+    "search": "search",
+    "final": "final round",
+    "retrain": "retraining",
+    "test": "test",
+}
 
 
-@dataclass(frozen=True)
-class MissedImage:
-    """A test image that the selected model got wrong."""
-
-    number: int  # in the test split
-    label: int
-    predicted: int
-    confidence: str
-    source: str  # the image as a data address
-
-
-@dataclass(frozen=True)
-class Errors:
-    """The errors of the selected model."""
-
-    text: str
-    classes: Table
-    gallery: list[MissedImage]
-    gallery_text: str
-
-
-def errors(review: Review) -> Errors | None:
-    """Return the errors by class and a gallery, most confident first; None before the test."""
-    model, found, images = review.model, review.predictions, images_of_test(review.run)
-    if model is None or found is None or images is None:
-        return None
-    wrong = [int(number) for number in np.flatnonzero(~found.is_right)]
-    wrong.sort(key=lambda number: (-found.confidence[number], number))
-    gallery = [
-        MissedImage(
-            number,
-            int(found.labels[number]),
-            int(found.predicted[number]),
-            f"{100 * found.confidence[number]:.1f} %",
-            _png(images.image(number)),
-        )
-        for number in wrong[:MOST_IN_GALLERY]
-    ]
-    return Errors(
-        f"{model.training.id}: {len(wrong):,} of {len(found.labels):,} test images wrong.",
-        Table(
-            ["class", "images", "wrong", "accuracy"], [_class_row(found, number) for number in range(found.num_classes)]
-        ),
-        gallery,
-        f"{len(gallery)} of {len(wrong)}: true class → predicted class, with the model's confidence.",
-    )
-
-
-def _class_row(found: Predictions, number: int) -> list[str]:
-    inside = found.labels == number
-    total, wrong = int(inside.sum()), int((inside & ~found.is_right).sum())
-    if not total:
-        return [str(number), "0", "0", ""]
-    interval = interval_in_percent(wilson(total - wrong, total))
-    return [str(number), f"{total:,}", str(wrong), f"{percent(1 - wrong / total)} ({interval})"]
-
-
-def _png(image: npt.NDArray[np.uint8]) -> str:
-    content = io.BytesIO()
-    Image.fromarray(image).save(content, "PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
-
-
-# --- times ---------------------------------------------------------------------------------------------------------
-
-
-def stages(review: Review) -> Table:
-    """Return the wall time and the summed training time of each stage."""
+def costs(review: Review) -> Table:
+    """Return one row for each step: trainings, epochs, wall time and processor time."""
     return Table(
-        ["stage", "wall time", "training, summed over trainings"],
+        ["step", "trainings", "epochs", "wall time", "CPU time", "GPU time"],
         [
-            [each.stage, seconds(each.wall_s), seconds(each.computing_s) if each.computing_s else ""]
-            for each in stage_times(review.state)
+            [
+                STEPS[each.step],
+                f"{each.num_trainings:,}" if each.num_trainings else "",
+                f"{each.num_epochs:,}" if each.num_epochs else "",
+                "not over yet" if each.wall_s is None else duration(each.wall_s),
+                duration(each.cpu_s) if each.cpu_s else "",
+                duration(each.gpu_s) if each.gpu_s else "",
+            ]
+            for each in review.costs
         ],
     )
 
 
 def time_text(review: Review) -> str:
     """Return the parts of the trainings' time in a sentence; empty before a training has ended."""
-    times = training_times(review.trainings(), num_retrained_at_once(review.state))
+    times = review.times()
     if not times:
         return ""
     queued_s, start_up_s, computing_s, waiting_s = (
@@ -272,6 +296,7 @@ def time_text(review: Review) -> str:
     )
     total_s = start_up_s + computing_s + waiting_s or 1.0
     return (
-        f"Summed over {len(times)} trainings: start-up {seconds(start_up_s)}, computing {seconds(computing_s)} "
-        f"({100 * computing_s / total_s:.0f} %), waiting {seconds(waiting_s)}; queued before that {seconds(queued_s)}."
+        f"Summed over {counted(len(times), 'training')}: start-up {duration(start_up_s)}, computing "
+        f"{duration(computing_s)} ({100 * computing_s / total_s:.0f} %), waiting {duration(waiting_s)}. "
+        f"Before that they were queued for {duration(queued_s)}."
     )

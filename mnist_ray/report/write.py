@@ -1,27 +1,32 @@
-"""A run's report: report.html, results.md and the model with its card.
+"""A run's report: report.html, results.md, the model with its card, and the warnings for result.json.
 
 Nothing but the record is read, and the same record gives the same bytes, on any machine.
 """
+
+from dataclasses import asdict, replace
 
 from mnist_ray import __version__
 from mnist_ray.config import dump_spec
 from mnist_ray.errors import CorruptFileError
 from mnist_ray.record.event_log import REMEDY
+from mnist_ray.record.outcome import outcome_of
 from mnist_ray.record.paths import RunPaths
-from mnist_ray.record.rundir import RunDir
-from mnist_ray.report import illustrations, tables
+from mnist_ray.record.rundir import RunDir, num_exported
+from mnist_ray.report import errors, illustrations, tables
+from mnist_ray.report.definitions import definitions
 from mnist_ray.report.formatting import minute
 from mnist_ray.report.model_card import model_card
 from mnist_ray.report.page import Page, render
 from mnist_ray.report.protocol import commands, protocol, provenance
 from mnist_ray.report.review import Review
 from mnist_ray.report.summary import results_markdown
-from mnist_ray.storage.files import StoragePath, write_atomic
+from mnist_ray.storage.files import StoragePath, write_atomic, write_json
 
 
 def write_report(run: RunDir, to: StoragePath | None = None) -> Review:
     """Write report.html, results.md and model/ into the run's folder, or into another one.
 
+    A result.json there that shows the same events gets the search's warnings.
     A record that lacks something leaves every file as it was. Raises SpecError, CorruptFileError, OSError.
     """
     review = Review.of(run)
@@ -42,30 +47,41 @@ def write_review(review: Review, paths: RunPaths) -> None:
         contents[paths.model_folder / "README.md"] = model_card(review, review.model).encode()
     for path, content in contents.items():
         write_atomic(path, content)
+    if num_exported(paths) == review.state.num_events:  # elsewhere nobody looks for result.json
+        warnings = [warning.text for warning in review.search.warnings] if review.search else []
+        write_json(paths.outcome, asdict(replace(outcome_of(review.run), warnings=warnings)))
 
 
 def report_html(review: Review) -> bytes:
     """Return the page. Equal bytes for equal records."""
     state, spec, search = review.state, review.spec, review.search
-    sentences = search.sentences if search else []
+    importance = [review.importances.sentence] if review.importances else []
     page = Page(
         name=spec.name,
         data_name=spec.data.name,
         began=minute(state.stage_events[0].at),
         ended=minute(state.tested.at) if state.tested else None,
         verdict=review.verdict,
+        roles=tables.roles(review),
+        role_figures=illustrations.roles(review),
+        definitions=definitions(review),
         missing=missing_stages(review),
         warnings=search.warnings if search else [],
         models=tables.models(review),
+        configurations=tables.configurations(review),
         second_tests={name: lines for name in spec.test.also if (lines := tables.second_test_lines(review, name))},
+        divided=errors.divided(review),
         curves=illustrations.curves(review),
-        search_sentences=[*sentences, *([review.importances.sentence] if review.importances else [])],
+        key_findings=[*search.key_sentences, *importance] if search else [],
+        candidates=tables.candidates(review),
+        search_note=illustrations.search_note(review),
+        other_findings=search.other_sentences if search else [],
         search_figures=illustrations.search_illustrations(review),
         trainings=tables.trainings(review),
         training_curves=tables.training_curves(review),
-        errors=tables.errors(review),
+        errors=errors.errors(review),
         error_figures=illustrations.error_illustrations(review),
-        stages=tables.stages(review),
+        costs=tables.costs(review),
         time_text=tables.time_text(review),
         time_figures=illustrations.time_illustrations(review),
         protocol=protocol(review),

@@ -17,6 +17,9 @@ from tests.report.made_up import Until, made_up_spec, make_up
 HOSTILE_REASON = (
     "<img src=x onerror=\"document.title='harmed'\"><script>document.title='harmed'</script> {{ 7*7 }} =1+1"
 )
+LONG_REASON = (
+    "RuntimeError: the worker's memory ran out at step 1234, and no other node of the cluster had any to spare"
+)
 HOSTILE_FOLDER = "<img src=x onerror=\"document.title='harmed'\"> <b>"
 
 
@@ -58,23 +61,39 @@ def report(chromium: Browser, run: RunDir) -> Iterator[Opened]:
     yield from opened(chromium, run.paths.report, color_scheme="light", viewport={"width": 1280, "height": 900})
 
 
-def draw_all(page: Page) -> None:
-    """Scroll through the page, as figures are drawn when they come near."""
-    for figure in page.locator("[data-figure]").all():
-        figure.scroll_into_view_if_needed()
-        expect(figure).to_have_attribute("data-drawn", "yes", timeout=20_000)
+@pytest.fixture(scope="module")
+def run_with_all_parts(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """Every hyperparameter has its column."""
+    parts = {"schedule": "cosine", "ema": 0.1, "weight_decay": 0.01, "augment": 1.0}
+    made = make_up(made_up_spec(tmp_path_factory.mktemp("runs"), training=parts), failures=(4,), reason=LONG_REASON)
+    write_report(made)
+    return made
+
+
+def unfold(page: Page) -> None:
+    """Open everything that is folded away, and wait until its figures are drawn."""
+    page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true })")
+    page.wait_for_function("document.querySelectorAll('[data-figure]:not([data-drawn])').length === 0")
 
 
 def test_page_opens_without_a_request(report: Opened, run: RunDir) -> None:
-    draw_all(report.page)
+    unfold(report.page)
     figures = report.page.locator("[data-figure]")
-    assert figures.count() >= 13
+    assert figures.count() >= 16
     for number in range(figures.count()):
         assert figures.nth(number).locator("svg.main-svg").count() >= 1
     inside = report.page.locator("[data-figure=history] .scatterlayer .trace").count()
     assert inside >= 1
     assert [url for url in report.requests if not url.startswith(("data:", "blob:"))] == [run.paths.report.as_uri()]
     assert report.complaints == []
+
+
+def test_figures_are_drawn_at_once(report: Opened) -> None:
+    """Without scrolling, or a picture of the whole page has blanks. What is folded away has no size yet."""
+    undrawn = report.page.locator("[data-figure]:not(:has(svg.main-svg))")
+    assert report.page.locator("[data-figure]:has(svg.main-svg)").count() >= 8
+    for number in range(undrawn.count()):
+        assert undrawn.nth(number).evaluate("each => each.closest('details:not([open])') !== null")
 
 
 def test_policy_forbids_eval_and_requests(report: Opened) -> None:
@@ -90,8 +109,6 @@ def test_policy_forbids_eval_and_requests(report: Opened) -> None:
 
 def test_figure_is_saved_as_an_image(report: Opened) -> None:
     figure = report.page.locator("[data-figure=train_loss]")
-    figure.scroll_into_view_if_needed()
-    expect(figure).to_have_attribute("data-drawn", "yes", timeout=20_000)
     figure.hover()
     with report.page.expect_download(timeout=20_000) as download:
         figure.locator("[data-title*=ownload]").first.click()
@@ -170,9 +187,6 @@ def test_themes_are_readable(chromium: Browser, run: RunDir, scheme: str) -> Non
         assert (ground > ink) == (scheme == "light")
         lighter, darker = max(ground, ink), min(ground, ink)
         assert (lighter + 0.05) / (darker + 0.05) > 7
-        figure = found.page.locator("[data-figure=train_loss]")
-        figure.scroll_into_view_if_needed()
-        expect(figure).to_have_attribute("data-drawn", "yes", timeout=20_000)
         script = "() => document.querySelector('[data-figure=train_loss]')._fullLayout.paper_bgcolor"
         before: str = found.page.evaluate(script)
         found.page.locator("#theme").click()
@@ -190,7 +204,7 @@ def test_figures_follow_the_theme(chromium: Browser, run: RunDir, scheme: str) -
         .filter(([name, tag, style]) => style.fillOpacity !== '0' && !style.fill.endsWith(', 0)'))  // seen through
         .map(([name, tag, style]) => [name, tag, style.fill])"""
     for found in opened(chromium, run.paths.report, color_scheme=scheme, viewport={"width": 1280, "height": 900}):
-        draw_all(found.page)
+        unfold(found.page)
         script = "() => getComputedStyle(document.querySelector('figure')).backgroundColor"
         ground = luminance(found.page.evaluate(script))
         fills = {(name, tag, luminance(fill)) for name, tag, fill in found.page.evaluate(texts)}
@@ -202,7 +216,7 @@ def test_figures_follow_the_theme(chromium: Browser, run: RunDir, scheme: str) -
 
 def test_narrow_screen_does_not_scroll_sideways(chromium: Browser, run: RunDir) -> None:
     for found in opened(chromium, run.paths.report, viewport={"width": 360, "height": 740}):
-        draw_all(found.page)
+        unfold(found.page)
         assert found.page.evaluate("document.documentElement.scrollWidth") <= 360
         assert found.complaints == []
 
@@ -224,12 +238,72 @@ def test_page_is_accessible(report: Opened) -> None:
     assert report.page.evaluate("document.activeElement.className") == "skip"
 
 
-def test_page_prints_in_full(report: Opened, tmp_path: Path) -> None:
-    draw_all(report.page)
-    content = report.page.pdf(path=tmp_path / "report.pdf", print_background=True)
-    assert content.count(b"/Type /Page\n") + content.count(b"/Type /Page/") + content.count(b"/Type/Page") > 3
-    report.page.emulate_media(media="print")
-    assert report.page.locator(".tallest").evaluate("each => each.scrollHeight - each.clientHeight") <= 1
+WIDTHS_OF_TABLES = """() => [...document.querySelectorAll('.scroll')].filter((each) => each.offsetParent)
+    .map((each) => [each.getAttribute('aria-label'), each.scrollWidth - each.clientWidth])"""
+
+
+def test_tables_fit_a_desktop(chromium: Browser, run_with_all_parts: RunDir) -> None:
+    """With every hyperparameter in use, no accuracy and no reason is cut off."""
+    for found in opened(chromium, run_with_all_parts.paths.report, viewport={"width": 1280, "height": 900}):
+        widths = dict(found.page.evaluate(WIDTHS_OF_TABLES))
+        assert len(widths) >= 7 and {name for name, hidden in widths.items() if hidden > 0} == set()
+        reason = found.page.locator("#trainings .remark", has_text=LONG_REASON)
+        box = reason.bounding_box()
+        assert box is not None and box["x"] + box["width"] <= 1280
+
+
+def test_accuracy_shows_on_a_phone(chromium: Browser, run_with_all_parts: RunDir) -> None:
+    for found in opened(chromium, run_with_all_parts.paths.report, viewport={"width": 390, "height": 844}):
+        for label in ("Test scores by role", "Models"):
+            region = found.page.locator(f"[aria-label='{label}']")
+            cells = region.locator("tbody tr:first-child td", has_text=re.compile(r"^\d+\.\d\d %"))
+            box = cells.first.bounding_box()
+            assert box is not None and box["x"] + box["width"] <= 390, label
+
+
+WHAT_IS_PRINTED = """() => window.addEventListener('beforeprint', () => {
+    const widths = [...document.querySelectorAll('svg.main-svg')].map((each) => each.width.baseVal.value);
+    window.printed = {
+        undrawn: document.querySelectorAll('[data-figure]:not(:has(svg.main-svg))').length,
+        widest: Math.max(...widths),
+        folded: document.querySelectorAll('details:not([open])').length,
+        theme: document.documentElement.dataset.theme,
+    };
+})"""
+
+
+def test_page_prints_in_full(chromium: Browser, run_with_all_parts: RunDir, tmp_path: Path) -> None:
+    """On white, with what is folded away and every figure; afterwards the page is as it was."""
+    before = "() => [...document.querySelectorAll('details')].map((each) => each.open)"
+    for found in opened(chromium, run_with_all_parts.paths.report, color_scheme="dark"):
+        page = found.page
+        folded, ground = page.evaluate(before), colours_of(page)[0]
+        page.evaluate(WHAT_IS_PRINTED)
+        content = page.pdf(path=tmp_path / "report.pdf", print_background=True, format="A4")
+        assert len(re.findall(rb"/Type ?/Page\b(?!s)", content)) > 3
+        printed = page.evaluate("window.printed")
+        assert (printed["undrawn"], printed["folded"], printed["theme"]) == (0, 0, "light")
+        assert printed["widest"] <= 700, "wider than a page"
+        assert page.evaluate(before) == folded and colours_of(page)[0] == ground
+        page.set_viewport_size({"width": 718, "height": 1000})  # A4 within Chromium's own margins
+        page.emulate_media(media="print")
+        widths = dict(page.evaluate(WIDTHS_OF_TABLES))
+        assert {name for name, hidden in widths.items() if hidden > 0} == set()
+        assert page.locator(".tallest").evaluate("each => each.scrollHeight - each.clientHeight") <= 1
+        assert found.complaints == []
+
+
+def test_texts_and_tables_need_no_script(chromium: Browser, run: RunDir) -> None:
+    options = {"java_script_enabled": False, "viewport": {"width": 1280, "height": 900}}
+    for found in opened(chromium, run.paths.report, **options):
+        expect(found.page.locator(".conclusion")).to_contain_text("selected configuration")
+        expect(found.page.locator("#trainings tbody tr").first).to_be_visible()
+        expect(found.page.locator("figure").first).to_be_hidden()
+        expect(found.page.locator("#filter")).to_be_hidden()
+        folded = found.page.locator("#search details li").first
+        expect(folded).to_be_hidden()
+        found.page.emulate_media(media="print")
+        expect(folded).to_be_visible()
 
 
 @pytest.mark.parametrize("until", ["searched", "selected"])
@@ -237,6 +311,6 @@ def test_unfinished_run_opens(chromium: Browser, tmp_path: Path, until: Until) -
     made = make_up(made_up_spec(tmp_path), until=until)
     write_report(made)
     for found in opened(chromium, made.paths.report):
-        draw_all(found.page)
+        unfold(found.page)
         expect(found.page.locator(".missing")).to_be_visible()
         assert found.complaints == []

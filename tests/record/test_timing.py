@@ -67,6 +67,20 @@ def test_queue_is_no_start_up() -> None:
         assert each.queued_s + each.start_up_s + each.computing_s + each.waiting_s == pytest.approx(end)
 
 
+def test_time_between_sessions_is_no_start_up() -> None:
+    """A retraining that an interrupted session left over, and a trial that the next session trained."""
+    left_over = replace(trial(0, 0, [(103.0, 110.0)], 110), stage="retrain")
+    times = training_times([left_over, trial(1, 2, [(104.0, 106.0)], 106)], sessions=[at(-5), at(100)])
+    assert [(each.queued_s, each.start_up_s) for each in times] == [(100, 3), (98, 4)]
+
+
+def test_models_of_another_run_take_no_time() -> None:
+    taken_over = replace(trial(0, 0, [(1.0, 2.0)], 2), stage="retrain")
+    assert taken_over.ended
+    taken_over.ended = replace(taken_over.ended, taken_from="other/retrain-recipe-seed-0")
+    assert training_times([taken_over]) == []
+
+
 def test_stages_add_up_their_sessions() -> None:
     history: list[Event] = [taken(), started(data_s=0.5), created(), reported(epoch=1), reported(epoch=2)]
     history += [taken(), started(data_s=0.25), search_ended(used_s=9.0, elapsed_s=4.0)]

@@ -19,7 +19,7 @@ def test_figures_need_no_webgl(tmp_path: Path) -> None:
     payload = re.search(r'id="data">(.*?)</script>', page, re.DOTALL)
     assert payload is not None
     figures = json.loads(payload[1])["figures"]
-    assert len(figures) >= 13
+    assert len(figures) >= 16
     kinds = {trace.get("type", "scatter") for figure in figures.values() for trace in figure["data"]}
     assert kinds <= DRAWN_IN_SVG
 

@@ -8,10 +8,13 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
+import plotly.colors
 import pytest
 from plotly.offline import get_plotlyjs
 
@@ -22,11 +25,15 @@ from mnist_ray.record.lease import owned
 from mnist_ray.record.models import scored_models
 from mnist_ray.record.rundir import RunDir
 from mnist_ray.record.tables import COLUMNS, read_results, results_table
-from mnist_ray.report import tables
+from mnist_ray.report import illustrations, tables
+from mnist_ray.report.definitions import definitions
+from mnist_ray.report.errors import MOST_CLASSES, MOST_LISTED, MOST_UNFOLDED, divided, errors
 from mnist_ray.report.figures import MOST_CURVES
-from mnist_ray.report.formatting import number
+from mnist_ray.report.formatting import interval_of, loss_difference, number
+from mnist_ray.report.illustrations import FEWEST_COMPLETE
 from mnist_ray.report.review import Review
-from mnist_ray.report.write import write_report
+from mnist_ray.report.summary import results_markdown
+from mnist_ray.report.write import report_html, write_report
 from mnist_ray.statistics import Outcome
 from mnist_ray.training.checkpoint import model_from_bytes
 from tests.report.made_up import Until, made_up_spec, make_up
@@ -116,7 +123,7 @@ def test_report_is_reproducible(run: RunDir, tmp_path: Path) -> None:
 def test_verdict_stands_everywhere(run: RunDir) -> None:
     review = write_report(run)
     sentence = review.verdict.sentence
-    assert sentence in run.paths.report.read_text()
+    assert all(part in run.paths.report.read_text() for part in review.verdict.sentences)
     assert sentence in run.paths.results_markdown.read_text()
     assert sentence in (run.paths.model_folder / "README.md").read_text()
     assert f"verdict: {sentence}" in review.summary()
@@ -129,7 +136,7 @@ def test_ensemble_has_a_row_of_its_own(run: RunDir) -> None:
     score = ensemble.predictions.score
     assert score.num_correct > max(each.score.num_correct for each in scored_models(run.state, "selected"))
     right = f"{score.num_correct:,} of {score.num_examples:,}"
-    assert any(row[:2] == [ensemble.label, "0, 1, 2"] and right in row for row in tables.models(review).rows)
+    assert any(row[:2] == [ensemble.label, "0, 1 and 2"] and right in row for row in tables.models(review).rows)
     assert re.search(rf"\| {ensemble.label} .*\| {score.num_correct} ", run.paths.results_markdown.read_text())
     assert any(line.startswith(f"{ensemble.label} of seeds 0, 1, 2: test ") for line in review.summary())
 
@@ -137,6 +144,11 @@ def test_ensemble_has_a_row_of_its_own(run: RunDir) -> None:
 def test_verdict_is_readable_by_programs(run: RunDir) -> None:
     write_exports(run.path)
     outcome = json.loads(run.paths.outcome.read_text())
+    assert outcome["warnings"] is None and outcome["versions"]["torch"] == "2"
+    review = write_report(run)
+    with_warnings = json.loads(run.paths.outcome.read_text())
+    assert review.search is not None
+    assert with_warnings == outcome | {"warnings": [warning.text for warning in review.search.warnings]}
     verdict = outcome["verdict"]
     assert (verdict["decided_by"], verdict["reason"]) == ("test_loss", None)
     assert verdict["kind"] == verdict["quantities"]["test_loss"]["outcome"]
@@ -208,8 +220,8 @@ def test_hyperparameters_in_use_are_shown(tmp_path: Path, training: dict[str, An
     card = (run.paths.model_folder / "README.md").read_text()
     first = next(each.config for each in run.state.trainings("retrain") if "trial" in each.id)
     for name in Hyperparameters.model_fields:
-        # The models' table and that of all trainings, or neither.
-        assert page.count(f">{name.replace('_', ' ')}<") == (2 if name in shown else 0), name
+        # The tables of the models' hyperparameters, of the best trials and of all trainings, or none of them.
+        assert page.count(f">{name.replace('_', ' ')}<") == (3 if name in shown else 0), name
         assert (markdown.count(f" {name} ") >= 3) == (name in shown), name
         assert (f"{name} {number(getattr(first, name))}" in card) == (name in shown), name
     selected = [line for line in Review.of(run).summary() if line.startswith("selected configuration (seed ")]
@@ -219,13 +231,15 @@ def test_hyperparameters_in_use_are_shown(tmp_path: Path, training: dict[str, An
 def test_unused_parts_are_dashes(tmp_path: Path) -> None:
     """The baseline has a constant rate, so no warm-up either."""
     run = make_up(made_up_spec(tmp_path, training={"schedule": "cosine"}))
-    table = tables.models(Review.of(run))
-    shown = {
-        role: {(row[table.headings.index("schedule")], row[table.headings.index("warmup")]) for row in rows}
-        for role in ("baseline", "selected configuration")
-        if (rows := [row for row in table.rows if row[0] == role])
-    }
-    assert shown == {"baseline": {("–", "–")}, "selected configuration": {("cosine", "0.05")}}
+    review = Review.of(run)
+    table = tables.configurations(review)
+    assert table.headings == ["hyperparameter", "selected configuration", "baseline"]
+    rows = {row[0]: row[1:] for row in table.rows}
+    assert (rows["schedule"], rows["warmup"]) == (["cosine", "–"], ["0.05", "–"])
+    every = tables.trainings(review)
+    baseline = next(row for row in every.rows if row[0].text == "trial-0000")
+    assert baseline[every.headings.index("warmup")].text == ""
+    assert "| constant" not in results_markdown(review.state, review.verdict, review.search)
 
 
 def test_parts_of_training_are_reported(tmp_path: Path) -> None:
@@ -262,3 +276,108 @@ def test_long_search_is_sampled(tmp_path: Path) -> None:
     write_report(made)
     assert made.paths.report.stat().st_size < 8_000_000
     assert f"The best and an even sample of {MOST_CURVES} of {MOST_CURVES + 30}." in made.paths.report.read_text()
+
+
+def figures_of(run: RunDir) -> dict[str, Any]:
+    found = re.search(r'id="data">(.*?)</script>', run.paths.report.read_text(), re.DOTALL)
+    assert found is not None
+    figures: dict[str, Any] = json.loads(found[1])["figures"]
+    return figures
+
+
+@pytest.mark.parametrize("num_complete", [FEWEST_COMPLETE - 1, FEWEST_COMPLETE])
+def test_few_trials_are_not_drawn(tmp_path: Path, num_complete: int) -> None:
+    """One dot has axes from -0.9 to 0.99 and tells nothing."""
+    search = {"num_trials": num_complete, "early_stopping": None}
+    made = make_up(made_up_spec(tmp_path, search=search), until="searched")
+    review = write_report(made)
+    drawn = {each.id for each in illustrations.search_illustrations(review)}
+    assert bool(drawn) == (num_complete == FEWEST_COMPLETE)
+    assert drawn <= set(figures_of(made))
+    assert ("No figures of this search: 7 trials" in made.paths.report.read_text()) == (not drawn)
+
+
+def test_colours_show_in_light_and_dark(run: RunDir) -> None:
+    """Whatever has a colour of its own; the page gives the others theirs."""
+    shown = set()
+    for name, figure in figures_of(run).items():
+        if name == "confusion":
+            continue  # its numbers stand on the colours
+        for trace in (each for each in figure["data"] if each.get("x")):
+            marker, line = trace.get("marker", {}), trace.get("line", {})
+            found = [marker.get("color"), line.get("color"), marker.get("line", {}).get("color")]
+            scale = [colour for _, colour in marker.get("colorscale", [])]
+            assert not scale or len(scale) > 1
+            shown |= {each for each in (*found, *scale) if isinstance(each, str) and each not in ("Grey", "grey")}
+    assert len(shown) > 12, "those of the trials among them"
+    for colour in shown:
+        for ground in ("#ffffff", "#161b22"):  # the page's, light and dark
+            lighter, darker = sorted((luminance(colour), luminance(ground)), reverse=True)
+            assert (lighter + 0.05) / (darker + 0.05) > 2.8, (colour, ground)
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance, WCAG 2.2."""
+    rgb = plotly.colors.hex_to_rgb(colour) if colour.startswith("#") else plotly.colors.unlabel_rgb(colour)
+    linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in np.array(rgb) / 255]
+    return float(0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2])
+
+
+@pytest.mark.parametrize("num_classes", [62, 60])
+def test_many_classes_have_pairs(run: RunDir, monkeypatch: pytest.MonkeyPatch, num_classes: int) -> None:
+    """A matrix of so many classes cannot be read."""
+    names = tuple(f"class {number}" for number in range(num_classes))
+    monkeypatch.setattr("mnist_ray.report.review.class_names", lambda state: names)
+    review = Review.of(run)
+    found = review.predictions
+    assert found is not None
+    never = np.full((len(found.labels), num_classes - 10), -1e9)
+    widened = replace(found, log_probabilities=np.hstack([found.log_probabilities, never]))
+    review = replace(review, predictions=widened)
+    shown = errors(review)
+    assert shown is not None
+    has_matrix = "confusion" in {each.id for each in illustrations.error_illustrations(review)}
+    assert has_matrix == (num_classes <= MOST_CLASSES)
+    if num_classes > MOST_CLASSES:
+        assert shown.pairs is not None
+        counts = [int(row[2]) for row in shown.pairs.rows]
+        assert counts == sorted(counts, reverse=True) and len(counts) > 10
+        label, predicted, count = shown.pairs.rows[0]
+        assert widened.confusion()[names.index(label), names.index(predicted)] == int(count)
+    wrong = [int(row[2]) for row in shown.classes.rows]
+    assert wrong == sorted(wrong, reverse=True) and len(wrong) == MOST_LISTED
+    assert f"{shown.classes.rows[0][0]} → class" in report_html(review).decode()
+
+
+def test_difference_stands_by_role(run: RunDir) -> None:
+    review = write_report(run)
+    table = tables.roles(review)
+    assert [row[0] for row in table.rows] == ["selected configuration", "baseline", "difference"]
+    assert table.headings[2:] == ["test accuracy", "test loss (decides)"]
+    found = review.verdict.judgement.quantities["test_loss"].difference
+    assert table.rows[2][3] == f"{loss_difference(found.value)} ({interval_of(found.interval, loss_difference)})"
+    means = [float(row[3].split(" ± ")[0]) for row in table.rows[:2]]
+    assert means[0] - means[1] == pytest.approx(found.value, abs=1.1e-4)
+
+
+def test_images_of_one_role_are_shown(tmp_path: Path) -> None:
+    made = make_up(made_up_spec(tmp_path, retrain={"seeds": [0]}), selected_accuracy=0.98, baseline_accuracy=0.95)
+    review = Review.of(made)
+    assert review.divided is not None
+    first, second = divided(review)
+    assert first.title == "Only the selected configuration is right"
+    assert first.text.endswith(f"{len(review.divided.alone_right('selected'))} images.")
+    assert 0 < len(first.pictures) <= MOST_UNFOLDED and second.pictures
+    for gallery, is_selected in ((first, True), (second, False)):
+        for picture in gallery.pictures:
+            mine, other = (int(part.split("/")[0]) for part in picture.lines[1].split(" : "))
+            assert (mine > other) == is_selected
+
+
+def test_first_seed_is_the_model_to_use(run: RunDir) -> None:
+    """Whatever the test gave."""
+    terms = dict(definitions(write_report(run)))
+    assert list(terms) == ["Selected configuration", "Recipe", "Baseline", "Model to use", "Cost of tuning"]
+    assert "seed 0, the first of the spec's seeds" in terms["Model to use"]
+    assert "not picked by its score" in terms["Model to use"]
+    assert "seeds 0, 1 and 2" in terms["Baseline"]

@@ -28,8 +28,8 @@ def describe_carry_over(state: RunState, spec: JobSpec) -> list[Finding]:
     if selected and baseline and lead is not None:
         text += (
             f" Here the selected configuration was {abs(lead):.2g} {'better' if lead > 0 else 'worse'} than the "
-            f"baseline in {spec.search.objective} in the search, and after {long} epochs is "
-            f"{points(fmean(selected) - fmean(baseline))} from it in test accuracy."
+            f"baseline in {spec.search.objective} in the search; after {epochs(long)} the test accuracies differ by "
+            f"{points(fmean(selected) - fmean(baseline))}."
         )
     return [Finding(text)]
 

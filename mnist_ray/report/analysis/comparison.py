@@ -71,7 +71,7 @@ def _compared(first: RunDir, other: RunDir) -> Comparison:
     judged = _judged(first, other)
     if isinstance(judged, str):
         return Comparison(other.path.name, inputs, None, f"not compared: {judged}")
-    sentence = in_words(judged, f"{other.path.name}'s configuration", f"{first.path.name}'s")
+    sentence = " ".join(in_words(judged, f"{other.path.name}'s configuration", f"{first.path.name}'s"))
     return Comparison(other.path.name, inputs, judged, f"{judged.kind}: {sentence}")
 
 

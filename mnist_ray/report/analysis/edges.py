@@ -127,6 +127,6 @@ def _is_allowed(key: str, value: float) -> bool:
 
 def space_patch(space: Mapping[str, Dimension]) -> str:
     """Return YAML that takes the place of a spec's search.space."""
-    values = {key: dimension.model_dump(mode="json") for key, dimension in space.items()}
+    values = {key: dimension.model_dump(mode="json", exclude_none=True) for key, dimension in space.items()}
     text: str = yaml.safe_dump({"search": {"space": values}}, sort_keys=False, default_flow_style=None)
     return text

@@ -10,3 +10,4 @@ class Finding:
     text: str
     is_warning: bool = False
     patch: str | None = None  # YAML for the spec, where a warning has one
+    is_key: bool = False  # one of the few that a report shows unfolded

@@ -48,7 +48,8 @@ def describe_optimism(
         return [
             Finding(
                 "The best trials did not run on fresh seeds, so their scores are too good by an unknown amount (the "
-                "best of many trials looks better than it is): set final.top_k and final.seeds."
+                "best of many trials looks better than it is): set final.top_k and final.seeds.",
+                is_key=True,
             )
         ]
     findings = []
@@ -72,12 +73,13 @@ def _against_the_recipe(spec: JobSpec, result: FinalResult) -> Finding:
     recipe = result.mean_of(RECIPE)
     means = {each.of: each.mean for each in result.finalists if each.of != RECIPE and each.mean is not None}
     if recipe is None or not means:
-        return Finding("Every finalist but the recipe failed on a seed, so the recipe stays.")
+        return Finding("Every finalist but the recipe failed on a seed, so the recipe stays.", is_key=True)
     best = min(means, key=lambda name: cost(search, means[name]))
     lead = cost(search, recipe) - cost(search, means[best])
     relation = "better" if lead > 0 else "worse"
     outcome = "so it replaces the recipe" if winner(spec, result) == best else "so the recipe stays"
     return Finding(
         f"In the final round the best finalist, {best}, was {abs(lead):.2g} {relation} in {search.objective} than the "
-        f"recipe, and more than {result.margin:.2g} was needed: {outcome}."
+        f"recipe. It needed to be better by more than {result.margin:.2g}, {outcome}.",
+        is_key=True,
     )

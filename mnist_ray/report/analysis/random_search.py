@@ -8,11 +8,10 @@ import numpy as np
 from scipy import stats
 
 from mnist_ray.config import JobSpec, Search
-from mnist_ray.record.selection import last_score
 from mnist_ray.record.state import Training
 from mnist_ray.record.study import num_startup_trials
 from mnist_ray.report.analysis.findings import Finding
-from mnist_ray.report.analysis.scores import cost, scores_at
+from mnist_ray.report.analysis.scores import cost, score_at, scores_at
 from mnist_ray.report.analysis.significance import SIGNIFICANT
 from mnist_ray.report.formatting import epochs
 
@@ -29,25 +28,28 @@ class Expectation:
     high: list[float]  # the 95 % quantile
 
 
-def best_so_far(search: Search, trials: Sequence[Training]) -> list[tuple[int, float]]:
-    """Return (number of trials, lowest cost of a complete one until then), from the first complete trial on."""
+def best_so_far(search: Search, trials: Sequence[Training], epoch: int) -> list[tuple[int, float]]:
+    """Return (number of trials, lowest cost at an epoch until then), from the first trial on that reached it.
+
+    All trials are asked at the same epoch: a score of a later one is better for no merit of the trial.
+    """
     best, reached = math.inf, []
     for trial in trials:
-        if trial.status == "complete":
-            best = min(best, cost(search, last_score(search, trial)))
+        score = score_at(search, trial, epoch)
+        if score is not None:
+            best = min(best, cost(search, score))
         if math.isfinite(best):
             reached.append((_number(trial) + 1, best))
     return reached
 
 
-def random_expectation(spec: JobSpec, trials: Sequence[Training]) -> Expectation | None:
-    """Estimate from a search's random trials what random search would have reached; None from fewer than two."""
-    costs = [
-        cost(spec.search, last_score(spec.search, trial))
-        for trial in _random_trials(spec, trials)
-        if trial.status != "failed"
-    ]
-    return expected_best(costs, len(trials)) if len(costs) >= 2 else None
+def random_expectation(spec: JobSpec, trials: Sequence[Training], epoch: int) -> Expectation | None:
+    """Estimate from a search's random trials what random search would have reached; None from fewer than two.
+
+    epoch: at which all trials are compared.
+    """
+    scores = scores_at(spec.search, _random_trials(spec, trials), epoch)
+    return expected_best([cost(spec.search, score) for score in scores], len(trials)) if len(scores) >= 2 else None
 
 
 def expected_best(costs: Sequence[float], num_trials: int) -> Expectation:
@@ -83,13 +85,15 @@ def compare_with_random(spec: JobSpec, trials: Sequence[Training], epoch: int) -
     if min(num_suggested, num_random) < FEWEST_TO_COMPARE:
         return Finding(
             f"Too few trials to say whether the suggestions were better than random ones ({num_suggested} suggested, "
-            f"{num_random} random)."
+            f"{num_random} random).",
+            is_key=True,
         )
     p_value = float(stats.mannwhitneyu(sides[0], sides[1], alternative="less").pvalue)
     relation = "were better than" if p_value < SIGNIFICANT else "cannot be told from"
     return Finding(
         f"After {epochs(epoch)} the {num_suggested} suggested trials {relation} the {num_random} random ones that the "
-        f"search began with (Mann-Whitney p = {p_value:.2g})."
+        f"search began with (Mann-Whitney p = {p_value:.2g}).",
+        is_key=True,
     )
 
 

@@ -27,18 +27,27 @@ class SearchReview:
     """An account of a search: facts for tables and figures, and findings for people."""
 
     search: Search
+    epoch: int  # which every trial reaches unless it fails
     spending: Spending
     findings: list[Finding]
     optimism: list[Optimism] = field(default_factory=list)
     seed_spread: SeedSpread | None = None  # of the objective after the full budget
     expectation: Expectation | None = None
-    best_so_far: list[tuple[int, float]] = field(default_factory=list)  # costs after so many trials
+    best_so_far: list[tuple[int, float]] = field(default_factory=list)  # costs at `epoch` after so many trials
     batch_sizes: list[BatchSize] = field(default_factory=list)
 
     @property
     def sentences(self) -> list[str]:
-        """The findings that are no warnings."""
-        return [finding.text for finding in self.findings if not finding.is_warning]
+        """The findings that are no warnings, the key ones first."""
+        return [*self.key_sentences, *self.other_sentences]
+
+    @property
+    def key_sentences(self) -> list[str]:
+        return [finding.text for finding in self.findings if finding.is_key and not finding.is_warning]
+
+    @property
+    def other_sentences(self) -> list[str]:
+        return [finding.text for finding in self.findings if not finding.is_key and not finding.is_warning]
 
     @property
     def warnings(self) -> list[Finding]:
@@ -53,15 +62,15 @@ def review_search(state: RunState) -> SearchReview | None:
     if not trials:
         return None
     spent = spending(trials)
-    candidates = ranked(search, trials)
+    candidates, epoch = ranked(search, trials), rung_epoch(state)
     if not candidates:
         nothing = Finding("No trial got through an epoch, so nothing can be said of the search.", is_warning=True)
-        return SearchReview(search, spent, [*describe_spending(spent), nothing])
+        return SearchReview(search, epoch, spent, [*describe_spending(spent), nothing])
     shifts = optimism(spec, candidates, finals)
     spread = seed_spread(search, finals, search.num_epochs)
-    epoch = rung_epoch(state)
     return SearchReview(
         search,
+        epoch,
         spent,
         [
             *describe_spending(spent),
@@ -75,7 +84,7 @@ def review_search(state: RunState) -> SearchReview | None:
         ],
         shifts,
         spread,
-        random_expectation(spec, trials),
-        best_so_far(search, trials),
+        random_expectation(spec, trials, epoch),
+        best_so_far(search, trials, epoch),
         by_batch_size(search, trials),
     )

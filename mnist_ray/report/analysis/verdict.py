@@ -19,10 +19,15 @@ FORMAT: dict[DecidedBy, Callable[[float], str]] = {"test_loss": loss_difference,
 
 @dataclass(frozen=True)
 class Verdict:
-    """A judgement, with the sentences that a user reads."""
+    """A judgement, with the sentences that a user reads: the conclusion, then the evidence."""
 
     judgement: Judgement
-    sentence: str
+    sentences: tuple[str, ...]
+
+    @property
+    def sentence(self) -> str:
+        """All of them in one text."""
+        return " ".join(self.sentences)
 
     @property
     def kind(self) -> Kind:
@@ -33,15 +38,15 @@ def verdict(run: RunDir) -> Verdict:
     """Judge a run as far as it is. Raises CorruptFileError."""
     judgement = judge_run(run)
     if judgement.kind == "not tested yet":
-        return Verdict(judgement, f"No verdict yet: {judgement.reason}.")
+        return Verdict(judgement, (f"No verdict yet: {judgement.reason}.",))
     if judgement.kind == "not compared":
-        return Verdict(judgement, f"No verdict: {judgement.reason}, so nothing says whether tuning helped.")
+        return Verdict(judgement, (f"No verdict: {judgement.reason}, so nothing says whether tuning helped.",))
     if judgement.kind == "same recipe":
-        return Verdict(judgement, f"Same recipe: {judgement.reason}, so the baseline is what was selected.")
+        return Verdict(judgement, (f"Same recipe: {judgement.reason}, so the baseline is what was selected.",))
     return Verdict(judgement, in_words(judgement, "the selected configuration", "the baseline"))
 
 
-def in_words(judgement: Judgement, first: str, second: str) -> str:
+def in_words(judgement: Judgement, first: str, second: str) -> tuple[str, ...]:
     """Return a judgement that compared something: the conclusion, both quantities, and what could have been seen."""
     name = judgement.decided_by
     decisive = judgement.quantities[name]
@@ -50,15 +55,15 @@ def in_words(judgement: Judgement, first: str, second: str) -> str:
         "better": f"{first} is better than {second} in {heading(name)}",
         "worse": f"{first} is worse than {second} in {heading(name)}",
         "equivalent": f"{first} and {second} are equivalent in {heading(name)}",
-        "undecided": f"Undecided whether {first} is better or worse than {second} in {heading(name)}",
+        "undecided": f"it is undecided whether {first} is better or worse than {second} in {heading(name)}",
     }[decisive.outcome]
     sentences = [
         f"{conclusion[0].upper()}{conclusion[1:]} ({evidence(name, decisive.difference)})",
-        f"{heading(other_name).capitalize()}: {evidence(other_name, other.difference)}, by itself {other.outcome}",
+        f"{heading(other_name).capitalize()}: {evidence(other_name, other.difference)}; by itself {other.outcome}",
         *_remarks(name, decisive),
         _detectable(judgement),
     ]
-    return ". ".join(sentences) + "."
+    return tuple(f"{sentence}." for sentence in sentences)
 
 
 def evidence(name: DecidedBy, found: Difference) -> str:
@@ -85,7 +90,8 @@ def _remarks(name: DecidedBy, judged: JudgedQuantity) -> list[str]:
         remarks.append(f"The difference is certain but small: within ±{bound} ({EQUIVALENCE_KEY[name]})")
     if min(found.num_seeds) < FEWEST_SEEDS:
         remarks.append(
-            f"This speaks of these networks: fewer than {FEWEST_SEEDS} seeds say nothing certain about configurations"
+            f"This speaks of these networks alone: fewer than {FEWEST_SEEDS} seeds say nothing certain about "
+            "configurations"
         )
     return remarks
 
@@ -97,6 +103,6 @@ def _detectable(judgement: Judgement) -> str:
         for name in get_args(DecidedBy)
     )
     return (
-        f"{seeds_in_words(judgement.quantities[judgement.decided_by].difference)}: the smallest true differences that "
-        f"such numbers show four times out of five are {loss} of loss and {accuracy} of accuracy"
+        f"{seeds_in_words(judgement.quantities[judgement.decided_by].difference)}: these numbers would show a true "
+        f"difference of {loss} in loss, or of {accuracy} in accuracy, four times out of five"
     )

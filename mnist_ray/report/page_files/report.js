@@ -21,38 +21,57 @@ function template() {
         ? ["#79b8ff", "#ffab70", "#85e89d", "#f97583", "#b392f0", "#ffdf5d", "#9ecbff", "#d1d5da"]
         : ["#0550ae", "#bc4c00", "#116329", "#a40e26", "#6639ba", "#7d4e00", "#0a7ea4", "#424a53"],
       xaxis: axis, yaxis: axis, hoverlabel: { bgcolor: ground, font: { color: ink } },
-      legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 }, margin: { l: 55, r: 20, t: 30, b: 45 },
+      legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 }, margin: { l: 55, r: 30, t: 30, b: 45 },
+      modebar: { orientation: "v", bgcolor: "transparent" },
     },
   };
 }
 
-const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["sendDataToCloud", "sendChartToCloud"] };
+const config = { responsive: true, displaylogo: false, modeBarButtons: [["toImage", "zoom2d", "resetScale2d"]] };
+const PRINTED_WIDTH = 640; // pixels, which fit on A4 and on letter paper with any printer's margins
 
 function draw(element, figure) {
   const layout = Object.assign({}, figure.layout, { template: template(), autosize: true });
   delete layout.width; delete layout.height;
+  if (isPrinting) layout.width = PRINTED_WIDTH;
   return Plotly.react(element, figure.data, layout, config).then(() => element.setAttribute("data-drawn", "yes"));
 }
 
-const seen = new IntersectionObserver((entries) => {
-  for (const entry of entries) {
-    if (entry.isIntersecting && !entry.target.dataset.drawn) drawNamed(entry.target);
-  }
-}, { rootMargin: "600px" });
-
-function drawNamed(element) { return draw(element, data.figures[element.dataset.figure]); }
+// Every figure is drawn at once, unless it is folded away and has no size yet.
+let isPrinting = false;
 const plots = [...document.querySelectorAll("[data-figure]")];
-plots.forEach((element) => seen.observe(element));
-window.addEventListener("beforeprint", () => plots.forEach((element) => drawNamed(element)));
+const folds = [...document.querySelectorAll("details")];
+function drawMissing() {
+  plots.filter((element) => !element.dataset.drawn && !element.closest("details:not([open])"))
+    .forEach((element) => draw(element, data.figures[element.dataset.figure]));
+}
+function drawAgain() {
+  plots.forEach((element) => delete element.dataset.drawn);
+  drawMissing();
+}
+folds.forEach((fold) => fold.addEventListener("toggle", drawMissing));
 
 function setTheme(theme) {
   root.dataset.theme = theme;
   themeButton.setAttribute("aria-pressed", String(theme === "dark"));
-  plots.filter((element) => element.dataset.drawn).forEach((element) => drawNamed(element));
+  drawAgain();
 }
 themeButton.addEventListener("click", () => setTheme(root.dataset.theme === "dark" ? "light" : "dark"));
 prefersDark.addEventListener("change", (event) => setTheme(event.matches ? "dark" : "light"));
 setTheme(prefersDark.matches ? "dark" : "light");
+
+let beforePrinting = null;
+window.addEventListener("beforeprint", () => {
+  beforePrinting = { theme: root.dataset.theme, folded: folds.filter((fold) => !fold.open) };
+  beforePrinting.folded.forEach((fold) => { fold.open = true; });
+  isPrinting = true;
+  setTheme("light");
+});
+window.addEventListener("afterprint", () => {
+  isPrinting = false;
+  beforePrinting.folded.forEach((fold) => { fold.open = false; });
+  setTheme(beforePrinting.theme);
+});
 
 const table = document.getElementById("trainings");
 if (table) {
