@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from mnist_ray.callbacks import Callback
     from mnist_ray.config import JobSpec, load_spec, parse_spec
     from mnist_ray.errors import DataError, SpecError
+    from mnist_ray.pipeline.export import export_model
     from mnist_ray.pipeline.local_backend import LocalBackend
     from mnist_ray.ray_backend.backend import RayBackend
     from mnist_ray.record.rundir import RunDir
@@ -30,6 +31,7 @@ __all__ = [
     "Run",
     "RunDir",
     "SpecError",
+    "export_model",
     "load_spec",
     "parse_spec",
     "read_results",
@@ -48,6 +50,7 @@ _HOMES = {
     "Run": "mnist_ray.run",
     "RunDir": "mnist_ray.record.rundir",
     "SpecError": "mnist_ray.errors",
+    "export_model": "mnist_ray.pipeline.export",
     "load_spec": "mnist_ray.config",
     "parse_spec": "mnist_ray.config",
     "read_results": "mnist_ray.record.tables",

@@ -1,7 +1,7 @@
 """Every error that a user can meet, each with the exit code of the command that it ends."""
 
 OSERROR_EXIT_CODE = 6  # a file could not be written or read
-WORSE_EXIT_CODE = 8  # a compared run is worse, or a replayed trial came to other numbers
+WORSE_EXIT_CODE = 8  # a compared run is worse, or a replayed trial or an exported model came to other numbers
 NOT_COMPARED_EXIT_CODE = 9  # a check that was asked for had nothing to check
 
 
@@ -39,6 +39,12 @@ class TrainingFailedError(MnistRayError, RuntimeError):
     """A run in which nothing could be selected or tested: every trial failed, or the retraining did."""
 
     exit_code = 4
+
+
+class OtherAnswersError(MnistRayError, RuntimeError):
+    """An exported model that does not answer as the network does; its file is not written."""
+
+    exit_code = WORSE_EXIT_CODE
 
 
 class InterruptedRunError(MnistRayError, RuntimeError):

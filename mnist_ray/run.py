@@ -110,10 +110,12 @@ class Run(RunDir):
             return pd.DataFrame(probabilities, columns=list(self.classes))
         paths = [Path(each) for each in ([pictures] if isinstance(pictures, Path | str) else pictures)]
         answers = predict_images(self, paths)
+        rows = []
         for answer in answers:
             if isinstance(answer, Exception):
                 raise answer
-        return pd.DataFrame(answers, columns=list(self.classes), index=[path.name for path in paths])
+            rows.append(answer.probabilities)
+        return pd.DataFrame(rows, columns=list(self.classes), index=[path.name for path in paths])
 
     def _repr_html_(self) -> str:
         """The run in a few lines, for notebooks."""

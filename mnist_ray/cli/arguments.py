@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from mnist_ray.storage.files import StoragePath
 
 DEFAULT_STORAGE = "results"
-WORK = ("run", "search", "train", "submit", "stop", "fetch", "report")
+WORK = ("run", "search", "train", "submit", "stop", "fetch", "report", "export")
 
 
 def add_command(

@@ -27,7 +27,8 @@ Search hyperparameters, retrain the best, test it once: one command, on one mach
 EXIT_CODES = """\
 exit codes: 0 done; 2 something in the command or the spec; 3 data missing or wrong; 4 training failed;
 5 interrupted, the same command goes on; 6 a file could not be written; 7 another process works on the run;
-8 a compared run is worse, or a replayed trial came to other numbers; 9 --fail-if-worse could not compare a run
+8 a compared run is worse, or a replayed trial or an exported model came to other numbers;
+9 --fail-if-worse could not compare a run
 """
 
 

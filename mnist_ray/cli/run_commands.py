@@ -1,29 +1,50 @@
-"""The commands that read runs: evaluate, predict, results, report, compare, replay."""
+"""The commands that read runs: evaluate, predict, export, results, report, compare, replay."""
 
 import argparse
 import errno
+import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mnist_ray.cli.answers import columns, drawn, in_words
 from mnist_ray.cli.arguments import add_command, add_storage, storage_of
 from mnist_ray.errors import NOT_COMPARED_EXIT_CODE, WORSE_EXIT_CODE, CorruptFileError, ImageFileError, SpecError
 from mnist_ray.shown import shown
 
 if TYPE_CHECKING:
+    from mnist_ray.pipeline.prediction import AskedModel, Prediction
     from mnist_ray.record.rundir import RunDir
 
 
 def add_run_commands(commands: Any) -> None:
-    """Add evaluate, predict, results, report, compare and replay to the parser."""
+    """Add evaluate, predict, export, results, report, compare and replay to the parser."""
     evaluate = add_command(commands, "evaluate", _evaluate, "score a finished run's models on its test split again")
     evaluate.add_argument("run", help="a run's name, or its folder")
     evaluate.add_argument("--data-dir", help="where the data sets lie")
     add_storage(evaluate)
-    predict = add_command(commands, "predict", _predict, "tell which digit an image shows")
+    predict = add_command(
+        commands, "predict", _predict, "tell which digit, or which of a run's classes, an image shows"
+    )
     predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
-    predict.add_argument("--run", help="the run whose model is used (default: the latest finished one)")
+    text = "the run whose model answers (default: the latest finished one, of MNIST if there is any)"
+    predict.add_argument("--run", help=text)
+    predict.add_argument("--data-dir", help="where the data sets lie, to tell pictures unlike the training images")
+    shown_as = predict.add_mutually_exclusive_group()
+    shown_as.add_argument("--json", action="store_true", help="print one JSON document")
+    shown_as.add_argument("--show", action="store_true", help="draw what the network saw")
     add_storage(predict)
+    export = add_command(commands, "export", _export, "write a run's model as a file that works without this package")
+    export.add_argument("run", help="a run's name, or its folder")
+    export.add_argument(
+        "--format", choices=("onnx", "torch"), default="onnx", help="onnx (default), or a .pt2 of torch.export"
+    )
+    export.add_argument(
+        "--to", metavar="FILE", help="(default: model/model.onnx or model/model.pt2 in the run's folder)"
+    )
+    export.add_argument("--data-dir", help="where the data sets lie, on which the file is checked")
+    add_storage(export)
     results = add_command(commands, "results", _results, "list the runs; exit code 3 if one of them is damaged")
     add_storage(results)
     report = add_command(
@@ -68,23 +89,57 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _predict(arguments: argparse.Namespace) -> int:
-    from mnist_ray.pipeline.prediction import latest_finished_run, model_in_words, predict_images
+    from mnist_ray.pipeline.prediction import AskedModel, predict_images, run_to_ask
     from mnist_ray.record.rundir import find_run
 
     storage = storage_of(arguments)
-    run = find_run(arguments.run, storage) if arguments.run else latest_finished_run(storage, _warn)
-    answers = predict_images(run, arguments.images)
-    print(shown(f"Answers of {model_in_words(run)}:"), file=sys.stderr)
-    code = 0
-    for path, answer in zip(arguments.images, answers, strict=True):
+    run = find_run(arguments.run, storage) if arguments.run else run_to_ask(storage, _warn)
+    model = AskedModel.of(run)
+    answers = predict_images(run, arguments.images, arguments.data_dir and Path(arguments.data_dir))
+    answered = list(zip(arguments.images, answers, strict=True))
+    if arguments.json:
+        images = [columns(path, answer, model.class_names) for path, answer in answered]
+        print(json.dumps({"model": model.columns(), "images": images}, indent=2))
+    else:
+        print(shown(f"Answers of {model}:"), file=sys.stderr)
+        _print_answers(answered, model, arguments.show)
+    refused = [answer for answer in answers if isinstance(answer, ImageFileError)]
+    for error in refused:
+        _warn(str(error))
+    return ImageFileError.exit_code if refused else 0
+
+
+def _print_answers(
+    answered: "Sequence[tuple[Path, Prediction | ImageFileError]]", model: "AskedModel", with_drawings: bool
+) -> None:
+    """Print the answers, and what the user should know of all of them."""
+    likeness = set()
+    for path, answer in answered:
         if isinstance(answer, ImageFileError):
-            _warn(str(answer))
-            code = answer.exit_code
             continue
-        first, second, third = answer.argsort()[::-1][:3]
-        others = ", ".join(f"{digit}: {100 * answer[digit]:.1f} %" for digit in (second, third))
-        print(f"{shown(str(path))}: {first} ({100 * answer[first]:.1f} %; then {others})")
-    return code
+        print(shown(f"{path}: {in_words(answer, model.class_names)}"))
+        if with_drawings:
+            print(drawn(answer))
+        likeness.add(answer.is_like_training_images)
+    if None in likeness:
+        _warn(
+            f"the data set {model.data_set} is not at hand, so no picture was compared with the training images: "
+            "--data-dir names its folder"
+        )
+    if False in likeness and model.data_set == "digits":
+        _warn("digits have 8x8 pixels: 'mnist-ray run mnist' trains on larger ones, --run names another run")
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from mnist_ray.pipeline.export import export_model
+    from mnist_ray.record.rundir import find_run
+
+    run = find_run(arguments.run, storage_of(arguments))
+    data_dir = arguments.data_dir and Path(arguments.data_dir)
+    exported = export_model(run, arguments.format, arguments.to, data_dir)
+    print(shown(f"{exported.metadata['input']}\n{exported.metadata['output']}\nchecked: {exported.check}"))
+    print(shown(f"model: {exported.path}"))
+    return 0
 
 
 def _results(arguments: argparse.Namespace) -> int:

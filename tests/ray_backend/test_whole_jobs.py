@@ -24,7 +24,7 @@ from mnist_ray import (
 )
 from mnist_ray.callbacks import TrainingInfo, TrainingOutcome
 from mnist_ray.errors import TrainingFailedError
-from mnist_ray.pipeline.prediction import predict_images
+from mnist_ray.pipeline.prediction import Prediction, predict_images
 from mnist_ray.training.checkpoint import Checkpoints, SavedState
 from tests.ray_head import Head, descendants
 from tests.small_job import Blocking, Remembering, TimeUp, essence, save_every_epoch, small_spec, use_few_images
@@ -86,7 +86,7 @@ def test_models_predict_image_files(finished: RunDir, tmp_path: Path) -> None:
         image = examples.images[index, 0]
         Image.fromarray(image if index % 2 else 255 - image).save(paths[-1])  # both polarities
     predicted = np.array(
-        [answer.argmax() for answer in predict_images(finished, paths) if isinstance(answer, np.ndarray)]
+        [answer.ranking[0] for answer in predict_images(finished, paths) if isinstance(answer, Prediction)]
     )
     assert (predicted == examples.labels[:20]).mean() > 0.7
 
