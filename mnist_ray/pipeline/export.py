@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from mnist_ray import __version__, data
+from mnist_ray import __version__
 from mnist_ray.config import check_storage, dump_spec
 from mnist_ray.data.labelled_images import IMAGE_SHAPE
 from mnist_ray.errors import DataError, OtherAnswersError, SpecError
@@ -224,7 +224,7 @@ def _images_of(run: RunDir, data_dir: Path | None) -> tuple[dict[str, Images], s
         assert loaded.split.validation is not None
         parts = {"validation": loaded.split.validation.images[:, 0]}
         if run.state.test_opened:
-            parts["test"] = data.load_test(run.state.test_opened.data, loaded.folder).images[:, 0]
+            parts["test"] = loaded.load_test().images[:, 0]
     except DataError as error:
         return {"made": made_images()}, f" ({error})"
     return parts, ""

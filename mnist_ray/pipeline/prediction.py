@@ -11,8 +11,8 @@ import torch
 
 from mnist_ray import data
 from mnist_ray.data.images import MOST_BYTES, read_image
-from mnist_ray.data.own_images.grey import decoded
 from mnist_ray.data.likeness import Likeness
+from mnist_ray.data.own_images.grey import decoded
 from mnist_ray.errors import CorruptFileError, DataError, ImageFileError, SpecError
 from mnist_ray.metrics import Score
 from mnist_ray.pipeline.run_data import load_data_of

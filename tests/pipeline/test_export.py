@@ -15,6 +15,7 @@ from mnist_ray import RunDir, data, export_model
 from mnist_ray.cli.main import main
 from mnist_ray.pipeline import export
 from mnist_ray.pipeline.prediction import selected_model
+from mnist_ray.pipeline.stages import LoadedData
 from mnist_ray.record.state import RunState
 from mnist_ray.training.evaluation import predict
 from tests.faults.made_run import NAME, RETRAINING, make_finished_run, make_open_run
@@ -74,7 +75,7 @@ def test_check_reads_an_opened_test_alone(run: RunDir, tmp_path: Path, monkeypat
     check = export_model(run, "torch", tmp_path / "file.pt2").check
     assert "180 validation images" in check and "360 test images" in check
     monkeypatch.setattr(RunState, "test_opened", None)
-    monkeypatch.setattr(data, "load_test", lambda name, folder: pytest.fail("the test was read"))
+    monkeypatch.setattr(LoadedData, "load_test", lambda self: pytest.fail("the test was read"))
     check = export_model(run, "torch", tmp_path / "file.pt2").check
     assert "180 validation images" in check and "test" not in check
 

@@ -1,5 +1,6 @@
 """A job on a user's own images, from the folder to the report."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from PIL import Image
 from mnist_ray import LocalBackend, RunDir, data, run_job, search_job
 from mnist_ray.cli.main import main
 from mnist_ray.errors import SpecError
+from mnist_ray.pipeline.export import export_model
 from mnist_ray.pipeline.prediction import evaluate_run
 from mnist_ray.record.predictions import predictions
 from tests.data.test_own_images import in_class_folders
@@ -95,3 +97,9 @@ def test_report_names_the_classes(finished: RunDir, capsys: pytest.CaptureFixtur
     page = finished.paths.report.read_text()
     assert all(name in page for name in NAMES)
     assert "cross" in finished.paths.model_folder.joinpath("README.md").read_text()
+
+
+def test_exported_model_names_the_classes(finished: RunDir, tmp_path: Path) -> None:
+    exported = export_model(finished, "torch", tmp_path / "shapes.pt2")
+    assert json.loads(exported.metadata["class_names"]) == list(NAMES)
+    assert "9 validation images" in exported.check and "24 test images" in exported.check
