@@ -204,7 +204,7 @@ def test_kept_logits_give_the_scores(finished: tuple[JobSpec, RunDir]) -> None:
     from mnist_ray import data
 
     _, run = finished
-    labels = data.opened.load_test("digits", Path()).labels
+    labels = data.open_data("digits", Path()).load_test().labels
     assert run.state.tested is not None
     for training_id, tests in run.state.tested.scores.items():
         logits = np.load(run.paths.test_logits(training_id), allow_pickle=False)
@@ -277,7 +277,7 @@ def test_other_data_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     from mnist_ray import data
 
     search_job(job_spec(tmp_path, search__num_trials=1), LocalBackend())
-    whole = data.opened.load_training("digits", Path())
+    whole = data.open_data("digits", Path()).training
     monkeypatch.setattr(data.opened, "load_training", lambda name, folder: whole.take(np.arange(NUM_IMAGES - 1)))
     with pytest.raises(SpecError, match="the data or the split are not those"):
         search_job(job_spec(tmp_path, search__num_trials=2), LocalBackend())

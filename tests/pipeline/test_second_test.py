@@ -17,7 +17,7 @@ def test_second_test_beside_the_first(tmp_path: Path, monkeypatch: pytest.Monkey
     use_few_images(monkeypatch)
     fetched: list[str] = []
     monkeypatch.setattr(data.opened, "fetch", lambda name, folder, also=(): fetched.extend([name, *also]))
-    second = data.opened.load_test("digits", Path())
+    second = data.open_data("digits", Path()).load_test()
     kinds: list[str] = []
 
     def load_second(name: str, folder: Path) -> data.LabelledImages:
