@@ -56,10 +56,8 @@ def _in_one_line(error: Exception) -> str:
 
 
 def scalars(metrics: EpochMetrics) -> dict[str, float]:
-    """Return what is drawn of an epoch: losses, accuracies, seconds."""
-    return {
-        name: float(value) for name, value in metrics.columns().items() if name.endswith(("_loss", "_accuracy", "_s"))
-    }
+    """Return what is drawn of an epoch: losses and accuracies."""
+    return {name: value for name, value in metrics.columns().items() if name.endswith(("_loss", "_accuracy"))}
 
 
 def parameters(training: Training) -> dict[str, str | int | float]:

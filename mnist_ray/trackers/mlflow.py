@@ -1,13 +1,13 @@
 """Runs in MLflow: a parent for the run, and below it a child for each training."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from statistics import fmean
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run
+from mlflow.entities import Metric, Param, Run, RunTag
 
 from mnist_ray.config import flat_spec
 from mnist_ray.record.rundir import RunDir
@@ -18,7 +18,7 @@ from mnist_ray.trackers.follower import End, parameters, scalars
 
 # MLflow's own are two minutes and seven times.
 HTTP = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
-MOST_METRICS, MOST_PARAMS = 1000, 100  # of one request
+MOST_METRICS, MOST_PARAMS, MOST_LETTERS = 1000, 100, 5000  # of one request, of a tag
 
 # Tags, by which a later session finds what was logged.
 RUN, TRAINING, STATUS = "mnist_ray.run", "mnist_ray.training", "mnist_ray.status"
@@ -31,7 +31,7 @@ class Child:
     """The run of a training in MLflow."""
 
     run_id: str
-    last_epoch: int = 0  # that is logged
+    last_epoch: int = 0  # logged
     is_running: bool = True
     has_ended: bool = False
     has_tests: bool = False
@@ -83,12 +83,13 @@ class MlflowTracker:
         return parent_id
 
     def _child(self, run: Run) -> Child:
-        has_ended = STATUS in run.data.tags
+        is_running = run.info.status == "RUNNING"
+        has_ended = STATUS in run.data.tags and not is_running  # the tag is set first
         history = [] if has_ended else self._client.get_metric_history(run.info.run_id, "train_loss")
         return Child(
             run.info.run_id,
             max((metric.step for metric in history), default=0),
-            run.info.status == "RUNNING",
+            is_running,
             has_ended,
             "test_loss" in run.data.metrics,
         )
@@ -143,13 +144,12 @@ class MlflowTracker:
             if metrics.epoch > child.last_epoch
             for name, value in scalars(metrics).items()
         ]
-        if new:
-            self._log(child.run_id, new)
-            child.last_epoch = training.history[-1].epoch
-        if training.ended:
-            status = training.ended.status
-            self._client.set_terminated(child.run_id, STATUSES[status], _milliseconds(training.ended.at))
-            self._client.set_tag(child.run_id, STATUS, status if status != "pruned" else f"pruned: {training.reason}")
+        end = training.ended
+        tags = {STATUS: f"{end.status}: {end.reason}" if end.reason else end.status} if end else {}
+        self._log(child.run_id, new, tags=tags)
+        child.last_epoch = max(child.last_epoch, training.epochs_done)  # fewer where it began again from a checkpoint
+        if end:
+            self._client.set_terminated(child.run_id, STATUSES[end.status], _milliseconds(end.at))
             child.has_ended = True
 
     def _log_tests(self, state: RunState) -> None:
@@ -185,14 +185,22 @@ class MlflowTracker:
         self._client.set_terminated(self._parent_id, STATUSES[end], at)
 
     def _log(
-        self, run_id: str, metrics: list[Metric] | None = None, params: Mapping[str, object] | None = None
+        self,
+        run_id: str,
+        metrics: Sequence[Metric] = (),
+        params: Mapping[str, object] | None = None,
+        tags: Mapping[str, str] | None = None,
     ) -> None:
-        metrics = metrics or []
+        """Send what there is, in requests of a size that MLflow takes; the tags come last."""
         named = [Param(name, str(value)) for name, value in (params or {}).items()]
+        marks = [RunTag(name, value[:MOST_LETTERS]) for name, value in (tags or {}).items()]
         for first in range(0, len(named), MOST_PARAMS):
             self._client.log_batch(run_id, params=named[first : first + MOST_PARAMS])
         for first in range(0, len(metrics), MOST_METRICS):
-            self._client.log_batch(run_id, metrics=metrics[first : first + MOST_METRICS])
+            is_last = first + MOST_METRICS >= len(metrics)
+            self._client.log_batch(run_id, metrics[first : first + MOST_METRICS], tags=marks if is_last else ())
+        if marks and not metrics:
+            self._client.log_batch(run_id, tags=marks)
 
 
 def _milliseconds(at: str) -> int:

@@ -16,8 +16,6 @@ from mnist_ray.record.tables import STAGES
 from mnist_ray.storage.files import remove_tree
 from mnist_ray.trackers.follower import End, parameters, scalars
 
-COMPARED = ("val_loss", "val_accuracy", "train_loss", "train_accuracy", "test_loss", "test_accuracy")  # in HPARAMS
-
 
 class TensorBoardTracker:
     """The folder `tensorboard` of the run, with a folder for each training.
@@ -68,9 +66,9 @@ class TensorBoardTracker:
         # A server that has read earlier files of this training drops their points.
         start = Event(wall_time=_seconds(training.created_at), session_log=SessionLog(status=SessionLog.START))
         writer.write_event(start)
-        experiment, begin, _ = hparams(parameters(training), dict.fromkeys(COMPARED))
-        for summary in (experiment, begin):
-            _write(writer, summary, 0, training.created_at)
+        # Without a list of columns: the server then shows those first that differ between trainings.
+        _, begin, _ = hparams(parameters(training), {})
+        _write(writer, begin, 0, training.created_at)
         writer.flush()
         return writer
 
