@@ -219,12 +219,14 @@ def _checked(model: TravellingModel, answer: Answer, run: RunDir, data_dir: Path
 
 def _images_of(run: RunDir, data_dir: Path | None) -> tuple[dict[str, Images], str]:
     """Return the images for the check by their name, and why they are made ones where they are."""
+    started = run.state.started
+    assert started is not None
     try:
         loaded = load_data_of(run, data_dir)
         assert loaded.split.validation is not None
         parts = {"validation": loaded.split.validation.images[:, 0]}
         if run.state.test_opened:
-            parts["test"] = data.load_test(run.state.test_opened.data, loaded.folder).images[:, 0]
+            parts["test"] = data.load_test(started.spec.data.name, loaded.folder).images[:, 0]
     except DataError as error:
         return {"made": made_images()}, f" ({error})"
     return parts, ""
