@@ -89,11 +89,12 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _predict(arguments: argparse.Namespace) -> int:
-    from mnist_ray.pipeline.prediction import AskedModel, predict_images, run_to_ask
-    from mnist_ray.record.rundir import find_run
+    from mnist_ray.record.rundir import find_run, run_to_ask
 
     storage = storage_of(arguments)
     run = find_run(arguments.run, storage) if arguments.run else run_to_ask(storage, _warn)
+    from mnist_ray.pipeline.prediction import AskedModel, predict_images  # torch takes 3 s to import
+
     model = AskedModel.of(run)
     answers = predict_images(run, arguments.images, arguments.data_dir and Path(arguments.data_dir))
     answered = list(zip(arguments.images, answers, strict=True))
@@ -131,10 +132,11 @@ def _print_answers(
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from mnist_ray.pipeline.export import export_model
     from mnist_ray.record.rundir import find_run
 
     run = find_run(arguments.run, storage_of(arguments))
+    from mnist_ray.pipeline.export import export_model  # torch takes 3 s to import
+
     data_dir = arguments.data_dir and Path(arguments.data_dir)
     exported = export_model(run, arguments.format, arguments.to, data_dir)
     print(shown(f"{exported.metadata['input']}\n{exported.metadata['output']}\nchecked: {exported.check}"))

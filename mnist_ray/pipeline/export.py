@@ -219,6 +219,8 @@ def _checked(model: TravellingModel, answer: Answer, run: RunDir, data_dir: Path
 
 def _images_of(run: RunDir, data_dir: Path | None) -> tuple[dict[str, Images], str]:
     """Return the images for the check by their name, and why they are made ones where they are."""
+    started = run.state.started
+    assert started is not None
     try:
         loaded = load_data_of(run, data_dir)
         assert loaded.split.validation is not None

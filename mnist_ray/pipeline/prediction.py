@@ -1,6 +1,6 @@
 """The models of a finished run: scored on the test split again, and applied to image files."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ from mnist_ray.data.own_images.grey import decoded
 from mnist_ray.errors import CorruptFileError, DataError, ImageFileError, SpecError
 from mnist_ray.metrics import Score
 from mnist_ray.pipeline.run_data import load_data_of
-from mnist_ray.record.rundir import RunDir, readable_runs
-from mnist_ray.storage.files import StoragePath, read_bounded
+from mnist_ray.record.rundir import RunDir
+from mnist_ray.storage.files import read_bounded
 from mnist_ray.training.checkpoint import model_from_bytes
 from mnist_ray.training.evaluation import logits_of, predict, score_of
 from mnist_ray.training.model import MnistCNN
@@ -53,9 +53,6 @@ def trained_model(run: RunDir, training_id: str) -> MnistCNN:
 # An answer with a smaller probability is unsure. Chow 1970, "On Optimum Recognition Error and Reject Tradeoff": below
 # 1 - c it is better to refuse, where a refusal costs c times as much as an error; c is a tenth here.
 SURE_FROM = 0.9
-
-FIRST_ASKED = ("mnist", "qmnist", "images")  # whose model answers where no run is named, in this order
-LAST_ASKED = "digits"  # 8x8 pixels, which no picture of handwriting looks like
 
 
 @dataclass(frozen=True)
@@ -188,21 +185,3 @@ def selected_training(run: RunDir) -> str:
         if plan.role.startswith("selected") and run.weights(plan.id):
             return plan.id
     raise SpecError(f"{run} has no trained model yet: finish it with 'mnist-ray run' first")
-
-
-def run_to_ask(storage: StoragePath, on_damage: Callable[[str], object]) -> RunDir:
-    """Return the tested run below a storage folder whose model answers a picture of handwriting best.
-
-    That is the newest one of the first data set in FIRST_ASKED that has any, then of any other set, then of LAST_ASKED.
-    `on_damage` gets a line about each damaged run. Raises SpecError if there is none.
-    """
-
-    def place(run: RunDir) -> int:
-        assert run.state.started is not None
-        name = run.state.started.spec.data.name
-        return FIRST_ASKED.index(name) if name in FIRST_ASKED else len(FIRST_ASKED) + (name == LAST_ASKED)
-
-    tested = [run for run in readable_runs(storage, on_damage) if run.state.tested]
-    if not tested:
-        raise SpecError(f"{storage.absolute()} holds no finished run: make one with 'mnist-ray run', or give --storage")
-    return min(tested, key=place)

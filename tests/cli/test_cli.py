@@ -86,6 +86,9 @@ def test_importing_the_package_does_nothing() -> None:
         (["run", QUICKSTART, "--local", "--set", "retrain.gpus_per_worker=1"], ["retrain.gpus_per_worker 1", "no GPU"]),
         (["evaluate", "nothing"], ["nothing", "there is no run"]),
         (["predict", "README.md", "--run", "nothing"], ["there is no run"]),
+        (["predict", "README.md", "--json", "--show"], ["--json", "--show"]),
+        (["export", "nothing"], ["nothing", "there is no run"]),
+        (["export", "nothing", "--format", "tflite"], ["--format", "tflite", "onnx"]),
     ],
 )
 def test_mistake_gets_one_message(arguments: list[str], said: list[str], tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from mnist_ray import LocalBackend, RunDir, data, parse_spec, train_job
 from mnist_ray.cli.main import main
 from mnist_ray.data.images import read_image
 from mnist_ray.errors import ImageFileError
-from mnist_ray.pipeline.prediction import SURE_FROM, Prediction, predict_images, run_to_ask
+from mnist_ray.pipeline.prediction import SURE_FROM, Prediction, predict_images
+from mnist_ray.record.rundir import run_to_ask
 from tests.data import redrawn
 from tests.faults.made_run import NAME, RETRAINING, make_finished_run
 from tests.real_mnist import REAL_RAW, needs_mnist

@@ -15,9 +15,9 @@ from tests.small_job import small_spec, use_few_images
 def test_second_test_beside_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = small_spec(tmp_path, data={"name": "mnist", "num_validation": 30}, test={"also": ["qmnist50k"]})
     use_few_images(monkeypatch)
+    second = data.open_data("digits", Path()).load_test()
     fetched: list[str] = []
     monkeypatch.setattr(data.opened, "fetch", lambda name, folder, also=(): fetched.extend([name, *also]))
-    second = data.open_data("digits", Path()).load_test()
     kinds: list[str] = []
 
     def load_second(name: str, folder: Path) -> data.LabelledImages:
