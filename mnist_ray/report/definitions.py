@@ -14,7 +14,10 @@ def definitions(review: Review) -> list[tuple[str, str]]:
         terms.append(("Selected configuration", _selected(review)))
     published = hyperparameters_in_words(spec.baseline)
     terms.append(("Recipe", f"The training as published, which the search has to beat: {published}."))
-    if any(model.role == "baseline" for model in retrained_models(state)):
+    roles = {model.role for model in retrained_models(state)}
+    if "selected = baseline" in roles:
+        terms.append(("Baseline", "The recipe, trained for comparison. Here it is the selected configuration too."))
+    if "baseline" in roles:
         terms.append(("Baseline", _baseline(review)))
     if review.model:
         terms.append(("Model to use", _shipped(review, review.model)))
@@ -41,7 +44,7 @@ def _baseline(review: Review) -> str:
     sources = {each.ended.taken_from.split("/")[0] for each in trainings if each.ended and each.ended.taken_from}
     taken = f", taken over from the run {listed(sorted(sources))}" if sources else ""
     return (
-        f"The recipe, trained like the selected configuration: {epochs(review.spec.tested_epochs)}, "
+        f"The recipe, trained for comparison just as the selected configuration: {epochs(review.spec.tested_epochs)}, "
         f"{'seeds' if len(seeds) > 1 else 'seed'} {listed(seeds)}{taken}."
     )
 
@@ -49,10 +52,10 @@ def _baseline(review: Review) -> str:
 def _shipped(review: Review, model: RetrainedModel) -> str:
     score = model.scores["test"]
     others = [each for each in retrained_models(review.state) if each.role == model.role and each != model]
-    choice = "the first of the spec's seeds; it was not picked by its score" if others else "its only seed"
+    choice = "the first of the spec's seeds. It was not picked by its score" if others else "its only seed"
     return (
-        f"model/ holds the selected configuration of seed {model.training.config.seed}, {choice}. Test accuracy "
-        f"{percent(score.accuracy)}, test loss {score.loss:.4f}."
+        f"The folder model/ holds the selected configuration trained on seed {model.training.config.seed}, {choice}. "
+        f"Test accuracy {percent(score.accuracy)}, test loss {score.loss:.4f}."
     )
 
 
@@ -61,11 +64,11 @@ def _cost(review: Review) -> str:
     cost = tuning_cost(review.costs)
     if cost is None:
         return ""
-    times = [f"{duration(cost.wall_s)} on the clock"] if cost.wall_s is not None else []
+    times = [f"{duration(cost.wall_s)} of wall time"] if cost.wall_s is not None else []
     times += [f"{duration(cost.cpu_s)} of CPU time"] if cost.cpu_s else []
     times += [f"{duration(cost.gpu_s)} of GPU time"] if cost.gpu_s else []
     one = review.spec.tested_epochs
     return (
-        f"{counted(cost.num_trainings, 'training')} in search and final round, {counted(cost.num_epochs, 'epoch')} (as "
+        f"{counted(cost.num_trainings, 'training')} in search and final round: {counted(cost.num_epochs, 'epoch')} (as "
         f"many as {cost.num_epochs / one:.1f} trainings of {epochs(one)}), {', '.join(times)}."
     )

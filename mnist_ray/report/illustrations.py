@@ -45,8 +45,9 @@ def roles(review: Review) -> list[Illustration]:
     for name in sorted(quantities, key=lambda name: name != review.spec.decided_by):
         found = quantities[name].difference
         caption = (
-            "A dot a seed, a bar at their mean. Below: the difference with its 95 % interval, drawn from the "
-            "baseline's mean (dotted) on; the shaded part is too small to matter by the spec's rule."
+            "One dot per seed, with a bar at their mean. Below them the difference with its 95 % interval, measured "
+            "from the baseline's mean (dotted). Differences in the shaded range are too small to matter by the "
+            "spec's rule."
         )
         alt = f"Seeds of both roles by {heading(name)}: {evidence(name, found)}"
         drawing = figures.seeds_by_role(review.roles, quantities[name], name)
@@ -60,10 +61,11 @@ def curves(review: Review) -> list[Illustration]:
     for model in retrained_models(review.state):
         tested.setdefault(model.side, []).append(model.training)
     selected = review.state.selected
-    final = {
-        "selected configuration": _finals_of(review, selected.training if selected else None),
-        "baseline": _finals_of(review, RECIPE),
-    }
+    if selected and selected.hyperparameters == review.spec.baseline:
+        final = {"selected configuration = baseline": _finals_of(review, RECIPE)}
+    else:
+        mine = _finals_of(review, selected.training if selected else None)
+        final = {"selected configuration": mine, "baseline": _finals_of(review, RECIPE)}
     parts = [
         (final, ("val_loss", "val_accuracy"), "On the validation split, in the final round."),
         (tested, ("train_loss", "train_accuracy"), "Of the tested models, measured while learning, with dropout on."),
@@ -100,8 +102,8 @@ def search_note(review: Review) -> str:
     if review.search is None or (num_complete := review.search.spending.counts.get("complete", 0)) >= FEWEST_COMPLETE:
         return ""
     return (
-        f"No figures of this search: {counted(num_complete, 'trial')} reached the full budget, and figures say little "
-        f"before {FEWEST_COMPLETE} do."
+        f"No figures of this search: {counted(num_complete, 'trial')} reached the full budget, and figures are drawn "
+        f"from {FEWEST_COMPLETE} on."
     )
 
 

@@ -18,8 +18,8 @@ def describe_carry_over(state: RunState, spec: JobSpec) -> list[Finding]:
     if short == long:
         return []
     text = (
-        f"The search trained for {epochs(short)}, the tested models for {long}: what is best after the one need not be "
-        "best after the other."
+        f"Trials of the search had up to {epochs(short)}, the tested models {long}: what is best after {short} "
+        f"need not be best after {long}."
     )
     selected, baseline = (
         [model.score.accuracy for model in scored_models(state, side)] for side in ("selected", "baseline")

@@ -91,6 +91,6 @@ def _indistinct(scores: Sequence[float], spread: SeedSpread, p_value: float, epo
             is_warning=True,
         )
     return Finding(
-        f"Trials differ by {deviation / spread.deviation:.1f} times as much as seeds of one configuration do, and "
-        f"these are too few seeds to be sure of that {evidence}: raise final.seeds to be surer."
+        f"Trials differ {deviation / spread.deviation:.1f} times as much as seeds of one configuration do, but these "
+        f"are too few seeds to be sure of that {evidence}: raise final.seeds to be surer."
     )

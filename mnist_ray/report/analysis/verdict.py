@@ -59,7 +59,7 @@ def in_words(judgement: Judgement, first: str, second: str) -> tuple[str, ...]:
     }[decisive.outcome]
     sentences = [
         f"{conclusion[0].upper()}{conclusion[1:]} ({evidence(name, decisive.difference)})",
-        f"{heading(other_name).capitalize()}: {evidence(other_name, other.difference)}; by itself {other.outcome}",
+        f"{heading(other_name).capitalize()}: {evidence(other_name, other.difference)}; taken alone: {other.outcome}",
         *_remarks(name, decisive),
         _detectable(judgement),
     ]
