@@ -46,13 +46,13 @@ def _add_job_options(job: argparse.ArgumentParser) -> None:
 def _do_job(arguments: argparse.Namespace) -> int:
     spec = _spec_of(arguments)  # before the imports, which take seconds
     from mnist_ray import api
-    from mnist_ray.cli.progress import ProgressDisplay
     from mnist_ray.cli.report_importer import ReportImporter
+    from mnist_ray.progress import ProgressDisplay
 
     backend = _backend_of(arguments)
     job = {"run": api.run_job, "search": api.search_job, "train": api.train_job}[arguments.job]
     with ProgressDisplay(spec.search.objective, arguments.quiet) as display:
-        run = job(spec, backend, [display, ReportImporter()])
+        run = job(spec, backend, [display, ReportImporter()], progress=False)
     print_report(run)
     return 0
 

@@ -13,10 +13,10 @@ from mnist_ray import __version__
 from mnist_ray.cli.cluster_commands import add_cluster_commands
 from mnist_ray.cli.job_commands import add_job_commands
 from mnist_ray.cli.machine_commands import add_machine_commands
-from mnist_ray.cli.output import guarded_output
 from mnist_ray.cli.run_commands import add_run_commands
 from mnist_ray.cli.spec_commands import add_spec_commands
 from mnist_ray.errors import OSERROR_EXIT_CODE, InterruptedRunError, MnistRayError, SpecError
+from mnist_ray.output import guarded_output
 from mnist_ray.pipeline.signals import stoppable
 from mnist_ray.shown import shown
 
