@@ -24,7 +24,7 @@ def evaluate_run(run: RunDir, data_dir: Path | None = None) -> dict[str, Score]:
     """
     started, tested = run.state.started, run.state.tested
     if started is None or tested is None:
-        raise SpecError(f"{run} has not opened its test split yet: finish it with 'mnist-ray run' first")
+        raise SpecError(f"{run} is not tested yet: finish it with 'mnist-ray run' first")
     folder = data_dir or data.data_dir_of(started.spec.data.dir)
     data.fetch(started.spec.data.name, folder)
     examples = data.load_test(started.spec.data.name, folder)
@@ -59,7 +59,7 @@ def predict_images(run: RunDir, paths: Sequence[Path]) -> list[np.ndarray | Imag
         else:
             probabilities = torch.softmax(predict(model, image[None])[0], dim=0).numpy()
             if not np.isfinite(probabilities).all():
-                raise CorruptFileError(f"{run.paths.record}: {selected_training(run)} is no network that answers")
+                raise CorruptFileError(f"{run.paths.record}: {selected_training(run)} is not a usable network")
             answers.append(probabilities)
     return answers
 

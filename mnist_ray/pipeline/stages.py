@@ -45,7 +45,7 @@ from mnist_ray.record.writer import RunWriter
 
 logger = logging.getLogger(__name__)
 
-RESUME = "run the same command again to go on"
+RESUME = "run the same command again to continue"
 
 
 @dataclass
@@ -108,8 +108,8 @@ class Stages:
         started = self._state.started
         if started and started.data != self._data.facts:
             raise SpecError(
-                f"data.name {spec.data.name}: the data or the split are not those that {self._run} began "
-                f"with ({started.data} then, {self._data.facts} now): give the run another name (--name)"
+                f"data.name {spec.data.name}: the data or the split differ from those that {self._run} "
+                f"began with ({started.data} then, {self._data.facts} now): give the run another name (--name)"
             )
         self._taken_baselines = TakenBaselines(spec, self._data.facts)
 
@@ -233,8 +233,8 @@ class Stages:
             if training.of == RECIPE and training.status == "failed":
                 raise TrainingFailedError(
                     f"the recipe failed in the final round, and nothing is selected without it: {training.reason} "
-                    f"(log: {self._run.paths.training_log(training.id)}): give the run another name (--name) once the "
-                    "cause is mended, or set final: null there"
+                    f"(log: {self._run.paths.training_log(training.id)}): solve the cause "
+                    "and give the run another name (--name), or set final: null there"
                 )
 
     def select(self, with_search: bool) -> None:
@@ -324,8 +324,8 @@ class Stages:
             self._writer.publish(RetrainingFailed(error=str(error)))
             reason = str(error).strip().splitlines()[-1]
             raise TrainingFailedError(
-                f"the retraining failed: {reason} (log: {self._run.paths.retraining_log}): run the same command again "
-                "to go on once the cause is mended"
+                f"the retraining failed: {reason} (log: {self._run.paths.retraining_log}): solve the cause, "
+                "then run the same command again to continue"
             ) from error
 
     def test(self) -> None:

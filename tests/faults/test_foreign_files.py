@@ -93,7 +93,7 @@ def test_new_runs_write_over_nothing(tmp_path: Path, place: str) -> None:
     path = tmp_path / "small" / place
     path.parent.mkdir(parents=True)
     path.write_text("mine")
-    with pytest.raises(SpecError, match="is no run's folder and holds"):
+    with pytest.raises(SpecError, match="is not the folder of a run and contains"):
         run_job(small_spec(tmp_path), LocalBackend())
     assert path.read_text() == "mine"
     assert not RunDir(tmp_path / "small").exists
