@@ -111,7 +111,7 @@ def test_notebook_shows_a_handful_of_lines(tmp_path: Path, monkeypatch: pytest.M
     )
     updates: list[str] = []
 
-    class Client(NotebookClient):  # type: ignore[misc]  # untyped
+    class Client(NotebookClient):
         def process_message(self, msg: Any, cell: Any, cell_index: int) -> Any:
             updates.extend([msg["msg_type"]] * (msg["msg_type"] == "update_display_data"))
             return super().process_message(msg, cell, cell_index)

@@ -44,7 +44,7 @@ def test_links_are_refused_by_name(
     link.symlink_to(foreign if place in FOLDERS else foreign / "spec.yaml")
     for command in ("report", "resume"):
         assert finished.do(command) == 3
-        assert f"{link} is a link" in capsys.readouterr().err
+        assert f"{link} is a symbolic link" in capsys.readouterr().err
     assert contents(foreign) == before
 
 
@@ -103,5 +103,5 @@ def test_links_are_found_at_each_look(finished: MadeRun, foreign: Path) -> None:
     (finished.run.path / "model").symlink_to(foreign)
     run = finished.run
     for _ in range(2):
-        with pytest.raises(CorruptFileError, match="is a link"):
+        with pytest.raises(CorruptFileError, match="is a symbolic link"):
             _ = run.state

@@ -221,7 +221,7 @@ def test_both_ways_fetch_the_same(submitted: Submitted, head: Head, tmp_path: Pa
     assert "fetch" not in run(tmp_path, head, "status").stdout
     own = run(tmp_path, head, "fetch", "small", *storage, "--to", submitted.run.parent)
     assert own.end() == 2
-    assert "is no copy" in own.stderr
+    assert "is not a copy" in own.stderr
     absent = run(tmp_path, head, "fetch", "absent")
     assert absent.end() == 2
     assert "no job there tells the storage of the run 'absent'" in absent.stderr and "--storage" in absent.stderr
