@@ -144,7 +144,7 @@ def measure_real(folder: Path, num_trials: int) -> None:
 
     clock = Clock()
     spec = spec_of(folder, "real", num_trials, early_stopping=None, max_concurrent_trials=2, num_epochs=1)
-    search_job(spec, RayBackend("local", folder / "ray"), [clock])
+    search_job(spec, RayBackend("local", folder / "ray"), [clock], progress=False)
     print(f"{num_trials:,} real trials of one epoch, two at a time; ms for a trial, by tenths of the search")
     print(f"  wall time:                {by_tenths(differences(clock.wall)[2:])}")
     print(f"  CPU time of the driver:   {by_tenths(differences(clock.cpu)[2:])}")

@@ -74,19 +74,49 @@ Workers = Annotated[int | tuple[int, int], BeforeValidator(_checked_workers)]
 class Recipe(_Part):
     """The published recipe, which is the baseline: a constant learning rate, and the last weights as they are."""
 
-    learning_rate: float = Field(0.001, gt=0)
-    dropout: float = Field(0.25, ge=0, lt=1)
-    batch_size: int = Field(128, ge=1, lt=2**31)  # the global one, whatever the number of workers
+    learning_rate: float = Field(0.001, gt=0, description="The step size of the optimizer, Adam.")
+    dropout: float = Field(
+        0.25, ge=0, lt=1, description="The share of the activations that training sets to zero, drawn anew each step."
+    )
+    batch_size: int = Field(
+        128,
+        ge=1,
+        lt=2**31,
+        description="The images of one step, over all workers together: on two workers each takes half of them.",
+    )
 
 
 class TrainingParts(_Part):
     """What a training can do beyond the published recipe. The defaults do nothing."""
 
-    schedule: Schedule = "constant"
-    warmup: float = Field(0.05, ge=0, lt=1)  # the share of the steps over which the rate rises, unless it is constant
-    ema: float = Field(0.0, ge=0, le=0.28)  # the width of the weights' moving average, relative to the training so far
-    augment: float = Field(0.0, ge=0, le=2)  # the strength of small rotations, scalings and shifts; 1: 10 degrees
-    weight_decay: float = Field(0.0, ge=0, lt=1)  # decoupled (AdamW)
+    schedule: Schedule = Field(
+        "constant",
+        description="The course of the learning rate over the steps of one training. cosine: it rises to its full "
+        "value, then falls to 0 along half a cosine. one_cycle: the same from 1/25 of it, and lower at the end.",
+    )
+    warmup: float = Field(
+        0.05,
+        ge=0,
+        lt=1,
+        description="The share of the steps in which the learning rate rises at the start, unless it is constant.",
+    )
+    ema: float = Field(
+        0.0,
+        ge=0,
+        le=0.28,
+        description="The width of a moving average of the weights, relative to the training so far; 0 means none. "
+        "Where there is one, the averaged network is validated, tested and kept.",
+    )
+    augment: float = Field(
+        0.0,
+        ge=0,
+        le=2,
+        description="The strength of random rotations, scalings and shifts of training images; 0 means none, and 1 "
+        "rotates by up to 10 degrees.",
+    )
+    weight_decay: float = Field(
+        0.0, ge=0, lt=1, description="The decay of the weights in each step, apart from the gradient (AdamW)."
+    )
 
 
 class Hyperparameters(TrainingParts, Recipe):
@@ -112,15 +142,17 @@ Value = int | float | str  # of a hyperparameter
 class Range(_Part):
     """An interval of numbers, searched on a linear or a logarithmic scale."""
 
-    low: float
-    high: float
-    log: bool = False
-    off: float | None = None  # a value beside the interval that is tried too: 0 has no place on a logarithmic scale
+    low: float = Field(description="The smallest value.")
+    high: float = Field(description="The largest value.")
+    log: bool = Field(False, description="Whether values are drawn on a logarithmic scale.")
+    off: float | None = Field(
+        None, description="One more value to try, outside a logarithmic interval: usually 0, which has no logarithm."
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.low > self.high:
-            raise ValueError(f"low {self.low} is above high {self.high}: exchange them")
+            raise ValueError(f"low {self.low} is above high {self.high}: swap them")
         if self.log and self.low <= 0:
             raise ValueError(f"low {self.low} has no logarithm: use a low above 0 or log: false")
         if self.off is not None and not self.log:
@@ -145,12 +177,14 @@ class Range(_Part):
 class Choices(_Part):
     """A list of values without an order."""
 
-    choices: Annotated[tuple[Value, ...], Field(min_length=1, strict=False)]
+    choices: Annotated[tuple[Value, ...], Field(min_length=1, strict=False)] = Field(
+        description="The values to choose from, each of them once."
+    )
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
         if len(set(self.choices)) < len(self.choices):
-            raise ValueError(f"choices {_brief(self.choices)} holds one twice: remove it")
+            raise ValueError(f"choices {_brief(self.choices)} contains a value twice: remove one")
         return self
 
     @property
@@ -180,12 +214,30 @@ def _default_space() -> dict[str, Dimension]:
 
 
 class Data(_Part):
-    name: DataSetName
-    # Examples taken from the training set, stratified; without it 5,000, and of own images a tenth if that is less.
-    num_validation: int | None = Field(None, ge=1)
-    dir: str | None = None  # where the files lie; without it $MNIST_RAY_DATA, then the user's cache folder
-    transpose: bool = False  # of own images in arrays: exchange rows and columns, as EMNIST needs
-    test_fraction: float = Field(0.2, gt=0, lt=1)  # of own images: the share set apart where no test images are given
+    """The images, and the part of them that the search is judged by."""
+
+    name: DataSetName = Field(description="The data set. Missing files are downloaded; digits needs none.")
+    num_validation: int | None = Field(
+        None,
+        ge=1,
+        description="The images of the training set that are held out for validation, equally many of each class as "
+        "far as possible. Trials are judged by them; the retraining learns from them too. Left out: 5,000. null, for "
+        "your own images alone: those of their validation part, or a tenth, at most 5,000.",
+    )
+    dir: str | None = Field(
+        None,
+        description="The folder of the data sets' files, or of your own images. null: $MNIST_RAY_DATA, and "
+        "without that ~/.cache/mnist_ray.",
+    )
+    transpose: bool = Field(
+        False, description="Of your own images in arrays: exchange rows and columns, as EMNIST needs."
+    )
+    test_fraction: float = Field(
+        0.2,
+        gt=0,
+        lt=1,
+        description="Of your own images: the share that is set apart for the test where they have no test part.",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -208,22 +260,70 @@ class Data(_Part):
 
 
 class EarlyStopping(_Part):
-    """Asynchronous successive halving (ASHA): at each rung the worst trials so far stop."""
+    """Asynchronous successive halving (ASHA): at certain epochs, called rungs, the worst trials so far are stopped."""
 
-    grace_epochs: int = Field(1, ge=1)  # no trial stops earlier
-    grace_steps: int | None = Field(None, ge=1)  # nor before the largest batch has taken so many steps
-    reduction_factor: float = Field(4.0, gt=1)  # one trial in so many goes on beyond a rung
+    grace_epochs: int = Field(
+        1,
+        ge=1,
+        description="The first rung: no trial is stopped before it has trained this many epochs. Each later rung is "
+        "reduction_factor times as late.",
+    )
+    grace_steps: int | None = Field(
+        None,
+        ge=1,
+        description="Moves the first rung back until a trial with the largest batch has taken this many optimizer "
+        "steps, so that large batches are not stopped just because they take fewer steps in an epoch.",
+    )
+    reduction_factor: float = Field(
+        4.0,
+        gt=1,
+        description="At a rung, a trial goes on if its objective is among the best 1/reduction_factor of the trials "
+        "that have reached the rung so far, or among the best final.top_k. With 4, rungs lie at epochs 1, 4, 16 and so "
+        "on, and three trials in four stop at each.",
+    )
 
 
 class Search(_Part):
-    num_trials: int = Field(20, ge=1, le=MOST)
-    num_epochs: int = Field(10, ge=1, le=MOST)  # of a trial that is not stopped early
-    objective: Objective = "val_loss"
-    space: dict[str, Dimension] = Field(default_factory=_default_space, min_length=1)
-    early_stopping: EarlyStopping | None = EarlyStopping()
-    cpus_per_trial: int = Field(1, ge=1)
-    gpus_per_trial: float = Field(0.0, ge=0, le=1)
-    max_concurrent_trials: int | None = Field(None, ge=1)  # without it as many as the cluster has room for
+    """The search for hyperparameters: trials, each of which trains one network and is judged on the validation images.
+
+    The first trials are fixed: the recipe, and the recipe with the parts of `training`. Optuna suggests the others.
+    """
+
+    num_trials: int = Field(
+        20, ge=1, le=MOST, description="The number of trials. A run that is not tested yet can be given more later."
+    )
+    num_epochs: int = Field(10, ge=1, le=MOST, description="The epochs of a trial that is not stopped early.")
+    objective: Objective = Field(
+        "val_loss", description="The figure that trials are compared by: a low loss, or a high accuracy."
+    )
+    space: dict[str, Dimension] = Field(
+        default_factory=_default_space,
+        min_length=1,
+        description="The hyperparameters that the search varies, each with a range or a list of choices. All others "
+        "have the values of recipe and training.",
+    )
+    early_stopping: EarlyStopping | None = Field(
+        EarlyStopping(),
+        description="When trials are stopped early. null: never, which a search over schedule or ema needs.",
+    )
+    cpus_per_trial: int = Field(
+        1,
+        ge=1,
+        description="The CPUs that a trial reserves, and the threads that it computes with. The network is small: "
+        "more trials side by side are faster than more threads for each.",
+    )
+    gpus_per_trial: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="The share of a GPU that a trial reserves: with 0.25, four trials share one. 0: trials use CPUs.",
+    )
+    max_concurrent_trials: int | None = Field(
+        None,
+        ge=1,
+        description="The most trials at a time. null: as many as the cluster has CPUs and GPUs for. Optuna learns from "
+        "trials that have ended, so a search of few trials may find more with fewer at a time.",
+    )
 
     @model_validator(mode="after")
     def _stopping_is_sound(self) -> Self:
@@ -231,8 +331,9 @@ class Search(_Part):
             return self
         if unfit := [key for key in ("schedule", "ema") if key in self.space]:
             raise ValueError(
-                f"early_stopping compares trials in the middle of their training, where those of another {unfit[0]} "
-                f"do not rank as at the end: set early_stopping: null, or leave {unfit[0]} out of search.space"
+                "early_stopping compares trials in the middle of their training, where trials with another "
+                f"{unfit[0]} do not yet rank as at the end: set early_stopping: null, or leave {unfit[0]} out of "
+                "search.space"
             )
         return self
 
@@ -240,10 +341,22 @@ class Search(_Part):
 class Final(_Part):
     """The final round: the search's best and the recipe as published, at the full budget and on fresh seeds."""
 
-    top_k: int = Field(3, ge=1, le=1000)  # so many configurations of the search
-    seeds: int = Field(2, ge=1, le=1000)  # on so many seeds each, the same ones for all
-    num_epochs: int | None = Field(None, ge=1, le=MOST)  # null: as many as the retraining has
-    keep_recipe_within_se: float = Field(1.0, ge=0)  # the recipe stays unless beaten by more standard errors
+    top_k: int = Field(3, ge=1, le=1000, description="The number of the search's best configurations that take part.")
+    seeds: int = Field(
+        2, ge=1, le=1000, description="The trainings of each configuration, on seeds that are the same for all."
+    )
+    num_epochs: int | None = Field(
+        None,
+        ge=1,
+        le=MOST,
+        description="The epochs of each training. null: those of retrain, or 45 where retrain is null.",
+    )
+    keep_recipe_within_se: float = Field(
+        1.0,
+        ge=0,
+        description="The recipe is selected unless a configuration beats its mean by more than this many standard "
+        "errors. 0: the best mean wins.",
+    )
 
     @model_validator(mode="after")
     def _error_is_known(self) -> Self:
@@ -256,22 +369,44 @@ class Final(_Part):
 
 
 class Retrain(_Part):
-    num_epochs: int = Field(45, ge=1, le=MOST)
-    seeds: Seeds = (0,)
-    baseline: bool = True  # retrain the baseline (`recipe`) too, with the same budget and the same seeds
-    baseline_from: str | None = None  # or take it over from this run (name, folder or address), which retrained it
-    concurrent: int | None = Field(None, ge=1)  # trainings side by side, at most; without it as many as fit
-    workers: Workers = 1  # of each; or [fewest, most]: as many as the cluster has room for, which may change in between
-    cpus_per_worker: int = Field(1, ge=1)
-    gpus_per_worker: int = Field(0, ge=0, le=1)
+    """The retraining of the selected configuration and the baseline, on all training images. Both are tested then."""
+
+    num_epochs: int = Field(45, ge=1, le=MOST, description="The epochs of each retraining.")
+    seeds: Seeds = Field(
+        (0,),
+        description="The seeds of the retrainings: one training of each configuration on each seed. Three or more let "
+        "the verdict speak of configurations, not only of the networks at hand.",
+    )
+    baseline: bool = Field(
+        True, description="Whether the baseline is retrained too, on the same seeds. Without it there is no verdict."
+    )
+    baseline_from: str | None = Field(
+        None,
+        description="A run (name, folder or address) whose retrained baseline is taken over, so that it is not trained "
+        "again. It must have the same data, recipe, epochs and seeds.",
+    )
+    concurrent: int | None = Field(
+        None, ge=1, description="The most retrainings at a time. null: as many as the cluster has room for."
+    )
+    workers: Workers = Field(
+        1,
+        description="The worker processes that share each retraining; each computes its part of every batch. [2, 8] "
+        "lets it run on 2 to 8 workers, as many as the cluster has room for at the time.",
+    )
+    cpus_per_worker: int = Field(
+        1, ge=1, description="The CPUs that a worker reserves, and the threads that it computes with."
+    )
+    gpus_per_worker: int = Field(0, ge=0, le=1, description="1: each worker computes on a GPU of its own. 0: on CPUs.")
 
     @model_validator(mode="after")
     def _distinct_seeds(self) -> Self:
         if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds {list(self.seeds)} holds one twice: a repeated seed is no evidence, remove it")
+            raise ValueError(
+                f"seeds {list(self.seeds)} contains a seed twice, which is no further evidence: remove one"
+            )
         if self.baseline_from is not None and not self.baseline:
             raise ValueError(
-                f"baseline_from {self.baseline_from} needs retrain.baseline: true: set it, or leave this out"
+                f"baseline_from {self.baseline_from} needs retrain.baseline: true: set that, or leave out baseline_from"
             )
         return self
 
@@ -296,15 +431,24 @@ class Retrain(_Part):
 class Test(_Part):
     """The tests beside the data set's own test split. Each is read once, after the selection."""
 
-    also: Annotated[tuple[SecondTest, ...], Field(max_length=1, strict=False)] = ()
+    also: Annotated[tuple[SecondTest, ...], Field(max_length=1, strict=False)] = Field(
+        (), description="A further test: QMNIST's 50,000 test images that MNIST does not have. For mnist and qmnist."
+    )
 
 
 class Report(_Part):
     """The rule of the verdict, fixed before anything is known."""
 
-    decided_by: DecidedBy | None = None  # without it the test's counterpart of search.objective
-    equivalence_points: float = Field(0.1, ge=0)  # a smaller difference of accuracy does not matter, in points
-    equivalence_loss: float = Field(0.001, ge=0)  # a smaller difference of loss does not matter
+    decided_by: DecidedBy | None = Field(
+        None, description="The figure that the verdict compares. null: the test's counterpart of search.objective."
+    )
+    equivalence_points: float = Field(
+        0.1,
+        ge=0,
+        description="A difference of accuracy, in percentage points, that does not matter: two configurations that "
+        "differ by less for certain are equivalent.",
+    )
+    equivalence_loss: float = Field(0.001, ge=0, description="Likewise a difference of loss that does not matter.")
 
 
 class Autoscaling(_Part):
@@ -313,38 +457,68 @@ class Autoscaling(_Part):
     Without these a job counts with what is there when it starts.
     """
 
-    cpus: int = Field(0, ge=0)
-    gpus: int = Field(0, ge=0)
+    cpus: int = Field(
+        0, ge=0, description="The most CPUs that the autoscaler may have running; 0: those that are there."
+    )
+    gpus: int = Field(
+        0, ge=0, description="The most GPUs that the autoscaler may have running; 0: those that are there."
+    )
 
 
 class JobSpec(_Part):
     """A whole job. `data.name` is the only key without a default."""
 
-    name: str = "run"
-    seed: int = Field(0, ge=0, lt=2**31)  # of the split, the suggestions and the trials
+    name: str = Field(
+        "run",
+        description="The run's name, and its folder's in storage: up to 64 letters, digits, '.', '_' and '-'. The same "
+        "name goes on with the same run.",
+    )
+    seed: int = Field(
+        0, ge=0, lt=2**31, description="The seed of the validation split, of Optuna's suggestions and of the trials."
+    )
     data: Data
     recipe: Recipe = Recipe()  # of the baseline
     training: TrainingParts = TrainingParts()  # of the trials and the selected configuration, never of the baseline
-    precision: Precision = "float32"
-    kernels: KernelMode = "auto"
+    precision: Precision = Field(
+        "float32", description="The numbers that convolutions are computed with in training; all else is float32."
+    )
+    kernels: KernelMode = Field(
+        "auto",
+        description="auto: the project's own fast kernels on CPUs. plain: torch's layers, optimizer and exchanges, "
+        "which round slightly differently.",
+    )
     search: Search = Search()
-    final: Final | None = Final()
-    retrain: Retrain | None = Retrain()  # null: the models of the final round are tested
+    final: Final | None = Field(
+        Final(), description="The final round. null: the search's best trial is selected directly."
+    )
+    retrain: Retrain | None = Field(
+        Retrain(), description="The retraining. null: the models of the final round are tested, without a retraining."
+    )
     test: Test = Test()
     report: Report = Report()
-    max_hours: float | None = Field(None, gt=0)  # of searching, over all sessions of the run
+    max_hours: float | None = Field(
+        None,
+        gt=0,
+        description="The most hours of searching, over all sessions of the run. null: as long as num_trials takes.",
+    )
     autoscaling: Autoscaling = Autoscaling()
-    max_failures: int = Field(2, ge=0)  # how often a trial, or the retraining, is started again
-    storage: str = "results"  # the folder that holds the runs, or an address: s3://bucket/folder, gs://bucket/folder
-    log_to: Annotated[
-        tuple[str, ...], Field(strict=False)
-    ] = ()  # tensorboard, optuna, mlflow, mlflow=ADDRESS_OR_FOLDER
+    max_failures: int = Field(
+        2, ge=0, description="How often a trial, or a group of retraining workers, is started again after it died."
+    )
+    storage: str = Field(
+        "results", description="The folder that holds the runs, or an address: s3://BUCKET/FOLDER, gs://BUCKET/FOLDER."
+    )
+    log_to: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        (),
+        description="Trackers that show the run while it goes on: tensorboard, optuna, mlflow, or "
+        "mlflow=ADDRESS_OR_FOLDER.",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if not RUN_NAME.fullmatch(self.name):
             raise ValueError(
-                f"name {self.name!r} is not a run name: use up to 64 letters, digits, '.', '_' and '-', "
+                f"name {self.name!r} is not a valid run name: use up to 64 letters, digits, '.', '_' and '-', "
                 "beginning with a letter or a digit"
             )
         check_storage(self.storage)
@@ -354,12 +528,12 @@ class JobSpec(_Part):
         self._check_batches_fill_workers()
         if self.retrain is None and self.final is None:
             raise ValueError(
-                "retrain: null tests the models of the final round, and final is null: leave one of them out"
+                "retrain: null tests the models of the final round, but final is null too: set one of the two"
             )
         if self.test.also and self.data.name not in ("mnist", "qmnist"):
             raise ValueError(
-                f"test.also {list(self.test.also)} holds handwritten digits of MNIST's form, and data.name is "
-                f"{self.data.name}: use data.name mnist or qmnist, or leave test.also out"
+                f"test.also {list(self.test.also)} contains MNIST's digits, but data.name is "
+                f"{self.data.name}: use data.name mnist or qmnist, or leave out test.also"
             )
         return self
 
@@ -478,8 +652,8 @@ class JobSpec(_Part):
         if largest <= num_train:
             return None
         return (
-            f"{key} goes up to {largest}, and trials learn from {num_train} images: an epoch of a batch that large is "
-            f"a single step, which learns next to nothing; use batches of {max(1, num_train // 10)} images or fewer"
+            f"{key} goes up to {largest}, but trials learn from {num_train} images: an epoch with such a batch is "
+            f"a single step, which learns next to nothing: use batches of {max(1, num_train // 10)} images or fewer"
         )
 
     def grace_epochs(self, num_train: int) -> int | None:
@@ -506,11 +680,11 @@ def check_storage(storage: str) -> None:
         )
     if set("@?#") & set(rest):
         raise SpecError(
-            f"storage {scheme}://... holds one of @ ? #: use {scheme}://BUCKET/FOLDER, and leave user names and "
-            "passwords to the environment of the nodes"
+            f"storage {scheme}://... contains one of @ ? #: use {scheme}://BUCKET/FOLDER, and set user names and "
+            "passwords in the environment of the nodes"
         )
     if not rest.partition("/")[0]:
-        raise SpecError(f"storage {scheme}:// names no bucket: use {scheme}://BUCKET/FOLDER")
+        raise SpecError(f"storage {scheme}:// lacks a bucket: use {scheme}://BUCKET/FOLDER")
     package, extra = EXTRAS[scheme]
     if find_spec(package) is None:
         raise SpecError(
@@ -524,11 +698,13 @@ def _check_dimension(key: str, dimension: Range | Choices) -> None:
     where = f"search.space.{key}"
     known = list(Hyperparameters.model_fields)
     if key not in known:
-        raise ValueError(f"{where} is no hyperparameter: use one of {', '.join(known)}{_did_you_mean(key, known)}")
+        raise ValueError(f"{where} is not a hyperparameter: use one of {', '.join(known)}{_did_you_mean(key, known)}")
     values: Sequence[Value] = dimension.extremes
     if is_whole(key) and isinstance(dimension, Range):
         if any(end != int(end) for end in dimension.extremes):
-            raise ValueError(f"{where}: {key} is a whole number, so low and high must be: {dimension.extremes}")
+            raise ValueError(
+                f"{where}: {key} is a whole number, so low and high must be whole numbers, not {dimension.extremes}"
+            )
         values = [int(end) for end in dimension.extremes]
     for value in values:
         try:
@@ -575,7 +751,7 @@ class _SpecLoader(yaml.SafeLoader):
         for key, _ in node.value:
             name = str(key.value)
             if name in seen:
-                problem = f"the key {name!r} stands twice, remove one"
+                problem = f"the key {name!r} is given twice, remove one"
                 raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
             seen.add(name)
         return super().construct_mapping(node, deep)
@@ -659,7 +835,7 @@ def _parse_yaml(text: str, source: str) -> Any:
         return yaml.load(text, Loader=_SpecLoader)
     except Exception as error:  # PyYAML lets out KeyError for "!!bool x", AttributeError for "!!timestamp x" and more
         problem = " ".join(str(error).split()).replace(' in "<unicode string>",', " at") or type(error).__name__
-        raise SpecError(f"{source}: is not readable as YAML: {problem}: correct it there") from None
+        raise SpecError(f"{source}: is not valid YAML: {problem}: correct it there") from None
 
 
 def _apply_override(content: dict[Any, Any], override: str) -> None:
@@ -694,7 +870,7 @@ def _explain(key: str, fault: Mapping[str, Any]) -> str:
         return f"{key} is not a key of a job spec: remove it{_did_you_mean(key, _keys_and_parts())}"
     if fault["type"] == "missing":
         return f"{key} is missing: add it{_example(key)}"
-    rule = _rule(fault) + (", or null to do without" if _may_be_null(key) else "")
+    rule = _rule(fault) + (", or null for none" if _may_be_null(key) else "")
     return f"{key}: {_brief(fault['input'])} {rule}: {_remedy(fault)}{_example(key)}"
 
 
@@ -724,7 +900,7 @@ def _remedy(fault: Mapping[str, Any]) -> str:
 # Keys of earlier releases, with what to write now.
 REPLACED = {
     "confirm": (
-        "is no longer a key: a final round at the full budget, in which the recipe takes part, replaced it: write "
+        "was replaced by a final round at the full budget, in which the recipe takes part: write "
         "'final: {top_k: 3, seeds: 2, num_epochs: null, keep_recipe_within_se: 1.0}', or 'final: null' for none"
     )
 }

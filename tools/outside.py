@@ -251,7 +251,7 @@ def one_run_twice(work: Workspace) -> None:
     """The same command while it still runs: exit code 7."""
     first = work.start()
     work.wait_for(first, lambda state: state.started is not None)
-    work.start().expect(7, words="belongs to")
+    work.start().expect(7, words="is in use by")
     first.expect(0)
     work.check()
 

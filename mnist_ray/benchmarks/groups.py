@@ -71,7 +71,9 @@ def _section(found: dict[str, list[Stage]], num: int, num_epochs: int, num_round
 def _stage(data_dir: Path, data_set: str, num_epochs: int, num_seeds: int, settings: dict[str, int]) -> Stage:
     with short_folder() as folder:
         run = train_job(
-            _spec(folder, data_dir, data_set, num_epochs, num_seeds, settings), RayBackend("local", folder / "r")
+            _spec(folder, data_dir, data_set, num_epochs, num_seeds, settings),
+            RayBackend("local", folder / "r"),
+            progress=False,
         )
         ended = [event for event in run.state.stage_events if isinstance(event, RetrainingEnded)]
         epochs = [metrics.elapsed_s for training in run.state.trainings("retrain") for metrics in training.history[1:]]

@@ -41,7 +41,7 @@ def measure_search(data_dir: Path, num_epochs: int = 1) -> Section:
     """A search of 20 trials on MNIST, each of so many epochs, none stopped early; on this machine's CPUs."""
     with short_folder() as folder:
         spec = _search_spec(folder, data_dir, num_epochs)
-        run = search_job(spec, RayBackend("local", folder / "ray"))
+        run = search_job(spec, RayBackend("local", folder / "ray"), progress=False)
         assert run.state.started is not None
         num_slots = run.state.started.cluster.cpus
         times = search_times(run.state.trainings("search"), num_slots)

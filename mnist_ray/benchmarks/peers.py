@@ -202,7 +202,7 @@ def our_search(data_dir: Path, folder: Path, sizes: Sizes) -> Figures:
     )
     few = taken(sizes.data_set, data_dir, sizes)
     with patch.object(data.opened, "load_training", lambda name, folder: few):  # no key of a spec says to take fewer
-        state = search_job(spec, RayBackend("local", folder / "ray")).state
+        state = search_job(spec, RayBackend("local", folder / "ray"), progress=False).state
     assert state.search_ended is not None
     histories = [trial.history for trial in state.trainings("search")]
     epochs = [_epoch(metrics, sizes.batch_size) for history in histories for metrics in history]

@@ -2,24 +2,27 @@
 
 import argparse
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from mnist_ray.cli.arguments import add_command, add_storage, storage_of
+from mnist_ray.cli.documents import add_json, print_document
 from mnist_ray.errors import SpecError
 
 
 def add_machine_commands(commands: Any) -> None:
     """Add doctor and benchmark to the parser."""
     doctor = add_command(commands, "doctor", _doctor, "examine this machine, the data, the storage and the cluster")
-    doctor.add_argument("--data-dir", help="where the data sets lie")
-    doctor.add_argument("--address", help="of a Ray cluster")
+    doctor.add_argument("--data-dir", help="the folder of the data sets")
+    doctor.add_argument("--address", help="the address of a Ray cluster")
+    add_json(doctor)
     add_storage(doctor)
     _add_benchmark(commands)
 
 
 def _add_benchmark(commands: Any) -> None:
-    text = "measure how fast this machine is at each part of a job, beside the usual loop; some minutes"
+    text = "measure each part of a job on this machine, in comparison with a usual training loop; takes minutes"
     benchmark = add_command(commands, "benchmark", _benchmark, text)
     benchmark.add_argument(
         "parts",
@@ -27,10 +30,15 @@ def _add_benchmark(commands: Any) -> None:
         metavar="PART",
         help="steps, kernels, workers, retraining, search, groups, startup, peers (default: all)",
     )
-    benchmark.add_argument("--data-dir", help="where MNIST lies or goes")
-    benchmark.add_argument("--rounds", type=int, default=5, help="how often each is measured (default: 5)")
-    benchmark.add_argument("--json", type=Path, default=Path("results/benchmark.json"), help="write the figures there")
-    benchmark.add_argument("--page", type=Path, help="put the tables between this page's marker lines")
+    benchmark.add_argument("--data-dir", help="the folder of MNIST, downloaded if missing")
+    benchmark.add_argument("--rounds", type=int, default=5, help="how often each part is measured (default: 5)")
+    benchmark.add_argument(
+        "--json",
+        type=Path,
+        default=Path("results/benchmark.json"),
+        help="the file for the figures (default: results/benchmark.json)",
+    )
+    benchmark.add_argument("--page", type=Path, help="a page whose marked section is replaced by the tables")
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
@@ -43,13 +51,17 @@ def _doctor(arguments: argparse.Namespace) -> int:
     if not target_of(arguments.address).is_local:
         try:
             with connected(arguments.address, None, verbose=False) as capacity:
-                text = f"{capacity.cpus} CPUs, {capacity.gpus} GPUs, same versions on every node"
+                text = f"{capacity.cpus} CPUs, {capacity.gpus} GPUs, the same versions on every node"
                 findings.append(Finding("cluster", True, text))
         except SpecError as error:
             findings.append(Finding("cluster", False, str(error)))
-    for finding in findings:
-        print(f"{'ok ' if finding.is_good else 'BAD'} {finding.what:<18} {finding.text}")
-    return 0 if all(finding.is_good for finding in findings) else SpecError.exit_code
+    is_good = all(finding.is_good for finding in findings)
+    if arguments.json:
+        print_document(is_good=is_good, findings=[asdict(finding) for finding in findings])
+    else:
+        for finding in findings:
+            print(f"{'ok ' if finding.is_good else 'BAD'} {finding.what:<18} {finding.text}")
+    return 0 if is_good else SpecError.exit_code
 
 
 def _benchmark(arguments: argparse.Namespace) -> int:
@@ -59,7 +71,7 @@ def _benchmark(arguments: argparse.Namespace) -> int:
     parts = arguments.parts or list(PARTS)
     unknown = [part for part in parts if part not in PARTS]
     if unknown:
-        raise SpecError(f"PART {unknown[0]!r} is not measured: use some of {', '.join(PARTS)}")
+        raise SpecError(f"PART {unknown[0]!r} is unknown: use some of {', '.join(PARTS)}")
     if arguments.rounds < 1:
         raise SpecError(f"--rounds {arguments.rounds}: must be 1 or more")
     data_dir = data.data_dir_of(arguments.data_dir)

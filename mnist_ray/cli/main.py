@@ -11,12 +11,13 @@ from typing import NoReturn
 
 from mnist_ray import __version__
 from mnist_ray.cli.cluster_commands import add_cluster_commands
+from mnist_ray.cli.completion import add_completion_command
 from mnist_ray.cli.job_commands import add_job_commands
 from mnist_ray.cli.machine_commands import add_machine_commands
-from mnist_ray.cli.output import guarded_output
 from mnist_ray.cli.run_commands import add_run_commands
 from mnist_ray.cli.spec_commands import add_spec_commands
 from mnist_ray.errors import OSERROR_EXIT_CODE, InterruptedRunError, MnistRayError, SpecError
+from mnist_ray.output import guarded_output
 from mnist_ray.pipeline.signals import stoppable
 from mnist_ray.shown import shown
 
@@ -25,10 +26,10 @@ Search hyperparameters, retrain the best, test it once: one command, on one mach
 """
 
 EXIT_CODES = """\
-exit codes: 0 done; 2 something in the command or the spec; 3 data missing or wrong; 4 training failed;
-5 interrupted, the same command goes on; 6 a file could not be written; 7 another process works on the run;
-8 a compared run is worse, or a replayed trial or an exported model came to other numbers;
-9 --fail-if-worse could not compare a run
+exit codes: 0 success; 2 a mistake in the command or the spec; 3 data or a record missing or damaged;
+4 training failed; 5 interrupted, run the same command to continue; 6 a file could not be read or written;
+7 another process works on the run; 8 a compared run is worse, or a replayed trial or an exported model gave other
+numbers; 9 --fail-if-worse could not compare a run
 """
 
 
@@ -54,7 +55,7 @@ def _run(parsed: argparse.Namespace) -> int:
         with stoppable():  # from the first moment on, before the imports of a command
             return command(parsed)
     except KeyboardInterrupt:
-        return _fail("interrupted: run the same command again to go on", InterruptedRunError.exit_code)
+        return _fail("interrupted: run the same command again to continue", InterruptedRunError.exit_code)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("mnist_ray"):
             raise
@@ -68,7 +69,7 @@ def _run(parsed: argparse.Namespace) -> int:
     except OSError as error:
         if error.filename is None:
             return _fail(str(error), OSERROR_EXIT_CODE)
-        message = f"{error.filename}: {error.strerror}; the same command goes on once that is mended"
+        message = f"{error.filename}: {error.strerror}: solve this problem, then run the same command again to continue"
         return _fail(message, OSERROR_EXIT_CODE)
 
 
@@ -104,4 +105,5 @@ def _parser() -> argparse.ArgumentParser:
     add_cluster_commands(commands)
     add_machine_commands(commands)
     add_spec_commands(commands)
+    add_completion_command(commands, parser)
     return parser

@@ -10,7 +10,7 @@ from mnist_ray.cli.arguments import add_command
 def add_spec_commands(commands: Any) -> None:
     """Add specs to the parser."""
     specs = add_command(commands, "specs", _specs, "list the packaged job specs, or print one of them to edit")
-    specs.add_argument("name", nargs="?", metavar="NAME", help="of the spec to print: mnist-ray specs mnist > my.yaml")
+    specs.add_argument("name", nargs="?", metavar="NAME", help="the spec to print: mnist-ray specs mnist > my.yaml")
     specs.add_argument("--schema", action="store_true", help="print the JSON schema of a spec, for editors")
 
 

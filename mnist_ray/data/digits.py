@@ -37,7 +37,7 @@ class DigitsSource:
         if sha256 != self.sha256:
             raise DataError(
                 f"scikit-learn's digits have SHA-256 {sha256[:12]}, expected {self.sha256[:12]}: "
-                "install the scikit-learn of the requirements file"
+                "install the version of scikit-learn in requirements.txt"
             )
         return half
 
@@ -52,9 +52,7 @@ def enlarged_digits() -> LabelledImages:
     folders = [Path(folder) for folder in package.submodule_search_locations or ()] if package else []
     files = [file for folder in folders if (file := folder / "datasets" / "data" / "digits.csv.gz").is_file()]
     if not files:
-        raise DataError(
-            "the digits come with scikit-learn, which is missing or has none: install the requirements file"
-        )
+        raise DataError("the digits are part of scikit-learn, which is missing or incomplete: install requirements.txt")
     with gzip.open(files[0], "rt") as lines:
         table = np.loadtxt(lines, delimiter=",", dtype=np.float64).astype(np.int64)
     pixels, labels = table[:, :-1].reshape(-1, 8, 8), table[:, -1]

@@ -107,9 +107,9 @@ def _locked(folder: Path, patience_s: float) -> Iterator[None]:
         lock = filelock.FileLock(folder / LOCK_NAME).acquire(poll_interval=POLL_S, cancel_check=is_silent)
     except filelock.Timeout:
         raise DownloadError(
-            f"the process that downloads has written nothing for {patience_s:g} s: it is suspended or hangs. It uses "
-            f"{', '.join(written) or folder / LOCK_NAME} (a number in a folder's name is its process id): end that "
-            "process, and run the same command again"
+            f"another process is downloading, but has written nothing for {patience_s:g} s: it may be suspended or "
+            f"hang. It uses {', '.join(written) or folder / LOCK_NAME} (a number in a folder's name is its process "
+            "id): stop that process, then run the same command again"
         ) from None
     with lock:
         yield

@@ -90,10 +90,10 @@ def _verified(content: bytes, file: DataFile, path: Path) -> bytes:
             sha256 == file.sha256 or hashlib.sha256(unpacked).hexdigest() == file.content_sha256
         ):
             return unpacked
-    only = "" if file.content_sha256 else f" of the published {file.name}, the only form in which this can be verified"
+    only = "" if file.content_sha256 else f" of the published {file.name}, the only form that can be verified"
     raise DataError(
         f"{path}: its {len(content)} bytes have SHA-256 {sha256[:12]}, expected {file.sha256[:12]}{only}: "
-        "delete the file and it will be downloaded again, or put the right file there"
+        "delete the file so that it is downloaded again, or put the correct file there"
     )
 
 
@@ -120,5 +120,5 @@ def near_miss(file: DataFile, data_dir: Path) -> str:
                 continue
             if folder.parts[-2:] == (file.torchvision_class, "raw") and folder != right.parent:
                 return f"{found} is there: name {folder.parents[1]} as the data folder."
-            return f"{found} is there: move it and the others to {right.parent}, with the names from above."
+            return f"{found} is there: move it and the others to {right.parent}, under the names above."
     return ""

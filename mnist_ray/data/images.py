@@ -34,9 +34,9 @@ def read_image(path: Path, shows_digit: bool = True) -> npt.NDArray[np.uint8]:
     try:
         drawing = find_drawing(lightness, shows_digit)
     except NothingDrawnError:
-        raise ImageFileError(f"{path}: nothing is drawn on it: give an image of one digit") from None
+        raise ImageFileError(f"{path}: the image is empty: give an image of one digit") from None
     except SeveralDrawnError:
-        raise ImageFileError(f"{path}: more than one thing is drawn on it: give an image of one digit") from None
+        raise ImageFileError(f"{path}: the image shows more than one thing: give an image of one digit") from None
     if lightness.shape == (SIDE, SIDE):
         border = np.concatenate([lightness[0], lightness[-1], lightness[:, 0], lightness[:, -1]])
         light_on_dark = 1 - lightness if np.median(border) > 0.5 else lightness
@@ -69,7 +69,7 @@ def _lightness(path: Path) -> Values:
     except Image.DecompressionBombError:
         raise ImageFileError(f"{path}: it has more than {MOST_PIXELS:,} pixels: make it smaller") from None
     except UnidentifiedImageError:
-        raise ImageFileError(f"{path}: it is none of {', '.join(FORMATS)}: give an image in one of these") from None
+        raise ImageFileError(f"{path}: it is not in one of the formats {', '.join(FORMATS)}: convert it") from None
     except Exception as error:  # decoders raise anything on a damaged file: SyntaxError, IndexError, MemoryError ...
         reason = " ".join(str(error).split())[:100] or type(error).__name__
         raise ImageFileError(f"{path}: it is damaged or of an unusual kind ({reason}): save it as PNG") from None

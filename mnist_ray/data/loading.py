@@ -34,7 +34,7 @@ def presence(name: str, data_dir: Path, is_transposed: bool = False, test_fracti
     if not missing:
         return "found"
     near = near_miss(missing[0], data_dir)
-    return f"not there, downloaded when a job needs it{near and f'; {near}'}"
+    return f"missing, downloaded when a job needs it{near and f'; {near}'}"
 
 
 def load_training(name: str, data_dir: Path) -> LabelledImages:

@@ -42,7 +42,7 @@ def stratified_split(labels: npt.NDArray[np.int64], num_validation: int, seed: i
     _, class_counts = np.unique(labels, return_counts=True)
     check_num_validation(num_validation, len(labels), len(class_counts))
     if class_counts.min() < 2:
-        raise DataError("a class of the training data has one example, and a split needs two of each class")
+        raise DataError("a class of the training data has only one example, but a split needs two of each class")
     random = np.random.RandomState(seed)
     num_trained = _in_proportion(class_counts, len(labels) - num_validation, random)
     num_held_out = _in_proportion(class_counts - num_trained, num_validation, random)

@@ -68,7 +68,7 @@ class Capacity:
         cpus, gpus = max(self.cpus, spec.autoscaling.cpus), max(self.gpus, spec.autoscaling.gpus)
         if cpus == 0:
             raise SpecError(
-                "the cluster has no CPUs for work: let nodes join it, or say how many its autoscaler may have running "
+                "the cluster has no CPUs for trainings: add nodes, or tell how many CPUs its autoscaler may start "
                 "(--set autoscaling.cpus=8)"
             )
         return Capacity(cpus, gpus, self.processors)

@@ -72,14 +72,14 @@ def open_run(spec: JobSpec) -> RunDir:
     owner = state.session.owner if state.session else None
     if owner and (owner.format != RECORD_FORMAT or state.unknown_kinds):
         raise SpecError(
-            f"{run} was begun by mnist_ray {owner.version}, whose record mnist_ray {__version__} cannot go on "
-            f"with (format {owner.format}, here {RECORD_FORMAT}): finish it with that release, or give the run "
+            f"{run} was begun by mnist_ray {owner.version}, whose record mnist_ray {__version__} cannot "
+            f"continue (format {owner.format}, not {RECORD_FORMAT}): finish it with that release, or give the run "
             "another name (--name)"
         )
     if not run.exists and (found := run.paths.foreign_file()):
         raise SpecError(
-            f"{run} is no run's folder and holds {found.name}, which a run would write over: give the run another name "
-            "(--name), or move that away"
+            f"{run} is not the folder of a run and contains {found.name}, which a run would overwrite: give the run "
+            "another name (--name), or move that file"
         )
     if state.started is None:
         return run
@@ -87,11 +87,12 @@ def open_run(spec: JobSpec) -> RunDir:
     remedy = "give the run another name (--name), or undo the change"
     changes = refused_changes(recorded, spec)
     if changes:
-        raise SpecError("\n".join([f"{run} is the run of another spec: {remedy}", *changes]))
+        raise SpecError("\n".join([f"{run} was begun with another spec: {remedy}", *changes]))
     if state.test_opened and spec.search.num_trials > recorded.search.num_trials:
         raise SpecError(
             f"search.num_trials: {recorded.search.num_trials} in the run, {spec.search.num_trials} now, but its test "
-            f"split was opened at {state.test_opened.at}, and a selection made after that proves nothing: {remedy}"
+            f"split was opened at {state.test_opened.at}, and a selection after that would be biased by the test: "
+            f"{remedy}"
         )
     return run
 

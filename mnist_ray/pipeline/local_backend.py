@@ -48,7 +48,7 @@ class LocalBackend:
         """Yield a connection; the number of torch's threads is restored at the end."""
         if spec.retrain and spec.retrain.most_workers > 1:
             logger.info(
-                "retrain.workers is %s; --local retrains on 1, and begins a retraining again that was begun on more",
+                "retrain.workers is %s, but without Ray there is 1; a retraining begun on more starts again",
                 spec.retrain.workers_in_words,
             )
         num_threads = torch.get_num_threads()
@@ -150,7 +150,7 @@ def _attempt(
         reason = f"{task.id}: {type(error).__name__}: {error}"
         if failures_left == 0:
             raise RetrainingFailedError(f"{traceback.format_exc()}\n{reason}") from error
-        logger.info("%s: it is started again", reason)
+        logger.info("%s: starting it again", reason)
         return None
     steps = state.steps if state else None
     execution = Execution(1, settings.cpus_per_worker, worker.device.type, num_failures, steps)

@@ -1,4 +1,4 @@
-"""The needs of a job before anything starts: CPUs, batches, upload, disk, time, cost, and what is in its way."""
+"""The needs of a job before anything starts: CPUs, batches, upload, disk, time, cost, and problems to solve first."""
 
 import json
 import math
@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from mnist_ray import data
 from mnist_ray.config import JobSpec, Retrain
@@ -14,9 +15,13 @@ from mnist_ray.pipeline.capacity import Capacity
 from mnist_ray.pipeline.early_stopping import rungs
 from mnist_ray.record.disk_use import bytes_needed
 from mnist_ray.record.rundir import RunDir, readable_runs
+from mnist_ray.record.timing import start_up_s
 from mnist_ray.statistics import FEWEST_SEEDS, Spread, expected_half_width
 from mnist_ray.storage.disk_space import check_space
 from mnist_ray.storage.files import StoragePath, read, storage_path
+
+START_UP_S = 17.0  # of Ray and of the processes of each stage, on two cores (docs/performance.md)
+END_S = 4.0  # of tables, report and Ray's end (docs/performance.md)
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,8 @@ class Speed:
 
     image_s: float
     source: str  # of the figure, for people
+    start_up_s: float | None = None  # of all stages and the end, where an earlier run has shown it
+    is_rough: bool = False
 
 
 @dataclass(frozen=True)
@@ -36,36 +43,52 @@ class Estimate:
     at_most_s: float
 
 
+class Cost(NamedTuple):
+    """Money in the currency of the price: as early stopping is expected to go, and without any."""
+
+    expected: float
+    at_most: float
+
+
 @dataclass(frozen=True)
 class Plan:
     """Everything that `mnist-ray plan` prints."""
 
     facts: list[tuple[str, str]]
+    speed: Speed | None
     estimates: list[Estimate]  # empty where no speed is known
     obstacles: list[str]
 
+    @property
+    def total(self) -> Estimate | None:
+        if not self.estimates:
+            return None
+        return Estimate(
+            "total", sum(each.expected_s for each in self.estimates), sum(each.at_most_s for each in self.estimates)
+        )
+
+    def cost(self, price_per_hour: float | None) -> Cost | None:
+        """Return what a cluster of this price costs for the job; None without a price or an estimate."""
+        total = self.total
+        if total is None or price_per_hour is None:
+            return None
+        return Cost(price_per_hour * total.expected_s / 3600, price_per_hour * total.at_most_s / 3600)
+
     def lines(self, price_per_hour: float | None = None) -> list[str]:
+        """price_per_hour: of the whole cluster, in any currency."""
         lines = [f"{name:<22} {text}" for name, text in self.facts]
-        lines += [_estimate_line(each) for each in self.estimates]
-        if self.estimates:
-            total = Estimate(
-                "in all",
-                sum(each.expected_s for each in self.estimates),
-                sum(each.at_most_s for each in self.estimates),
-            )
-            lines.append(_estimate_line(total))
-            if price_per_hour is not None:
-                low, high = (price_per_hour * seconds / 3600 for seconds in (total.expected_s, total.at_most_s))
-                lines.append(
-                    f"{'cost':<22} {low:.2f} to {high:.2f}, at {price_per_hour:g} an hour for the whole cluster"
-                )
-        return [*lines, *(f"IN THE WAY: {obstacle}" for obstacle in self.obstacles)]
+        about = "roughly " if self.speed and self.speed.is_rough else ""
+        lines += [_estimate_line(each, about) for each in (*self.estimates, self.total) if each is not None]
+        if cost := self.cost(price_per_hour):
+            text = f"{about}{cost.expected:.2f} to {cost.at_most:.2f}, at {price_per_hour:g} an hour"
+            lines.append(f"{'cost':<22} {text} for the whole cluster")
+        return [*lines, *(f"{'PROBLEM':<22} {obstacle}" for obstacle in self.obstacles)]
 
 
-def _estimate_line(estimate: Estimate) -> str:
+def _estimate_line(estimate: Estimate, about: str) -> str:
     expected, most = (_duration(seconds) for seconds in (estimate.expected_s, estimate.at_most_s))
     text = expected if expected == most else f"{expected}, at most {most}"
-    return f"{'time, ' + estimate.stage:<22} {text}"
+    return f"{'time, ' + estimate.stage:<22} {about}{text}"
 
 
 def _duration(seconds: float) -> str:
@@ -89,12 +112,13 @@ def plan(spec: JobSpec, capacity: Capacity, upload_bytes: int | None = None) -> 
     data.check_num_validation(sizes.num_held_out(spec.data.num_validation), sizes.num_training, sizes.num_classes)
     obstacles = list(_obstacles(spec, capacity))
     speed = known_speed(spec, storage_path(spec.storage))
+    if speed is None and not obstacles:
+        speed = measured_speed(spec)
     facts = list(_facts(spec, capacity, upload_bytes))
-    facts.append(
-        ("speed", speed.source if speed else "not known: run 'mnist-ray benchmark steps', or a short run first")
-    )
+    if speed or not obstacles:
+        facts.append(("speed", speed.source if speed else "unknown: trials use GPUs, and this machine has none"))
     estimates = _estimates(spec, capacity, speed) if speed and not obstacles else []
-    return Plan(facts, estimates, obstacles)
+    return Plan(facts, speed, estimates, obstacles)
 
 
 def _obstacles(spec: JobSpec, capacity: Capacity) -> Iterator[str]:
@@ -115,52 +139,63 @@ def _obstacles(spec: JobSpec, capacity: Capacity) -> Iterator[str]:
 
 def _facts(spec: JobSpec, capacity: Capacity, upload_bytes: int | None) -> Iterator[tuple[str, str]]:
     search, retrain = spec.search, spec.retrain
-    yield "cluster", f"{capacity.cpus} CPUs, {capacity.gpus} GPUs"
+    yield "cluster", _devices(capacity.cpus, capacity.gpus)
     try:
         at_once = str(min(capacity.num_concurrent_trials(spec), search.num_trials))
     except SpecError:
-        at_once = "none"
+        at_once = "0"
     yield (
         "trials",
-        f"{search.num_trials}, {at_once} at once, each {search.cpus_per_trial} CPUs and {search.gpus_per_trial:g} GPUs",
+        f"{search.num_trials}, {at_once} at a time, each on {_devices(search.cpus_per_trial, search.gpus_per_trial)}",
     )
     parts = "the recipe as published" if len(spec.fixed_trials) == 1 else "the recipe as published, and with `training`"
-    yield "fixed trials", f"{min(len(spec.fixed_trials), search.num_trials)} of them: {parts}"
+    yield "fixed trials", f"{min(len(spec.fixed_trials), search.num_trials)} of these trials: {parts}"
     yield "early stopping", _early_stopping(spec)
-    yield "final round", f"{spec.most_final_trainings} trainings at most, the recipe's among them"
+    if spec.final:
+        yield "final round", f"up to {spec.most_final_trainings} trainings, those of the recipe included"
+    else:
+        yield "final round", "none, since final is null"
     if retrain is None:
-        yield "retraining", "none: the models of the final round are tested"
+        yield "retraining", "none, since retrain is null: the models of the final round are tested"
     else:
         yield (
             "retraining",
             f"{retrain.num_trainings} trainings, {capacity.num_concurrent_retrainings(retrain, retrain.num_trainings)} "
-            f"side by side, each on {retrain.workers_in_words} workers of {retrain.cpus_per_worker} CPUs and "
-            f"{retrain.gpus_per_worker} GPUs{_faster(retrain, capacity)}",
+            f"at a time, each on {retrain.workers_in_words} {'worker' if retrain.most_workers == 1 else 'workers'} of "
+            f"{_devices(retrain.cpus_per_worker, retrain.gpus_per_worker)}{_faster(retrain, capacity)}",
         )
     for stage, num_epochs, batches in _work(spec):
         steps = sorted({num_epochs * math.ceil(_num_train(spec, stage) / batch) for batch in batches})
-        yield f"work, {stage}", f"{num_epochs:,} epochs at most, {' to '.join(f'{each:,}' for each in steps)} steps"
+        yield f"work, {stage}", f"up to {num_epochs:,} epochs, {' to '.join(f'{each:,}' for each in steps)} steps"
     if retrain is not None:
-        yield "batch per worker", f"of a global batch of {', '.join(_shares(spec, retrain))}"
+        yield "images per worker", f"of each batch: {', '.join(_shares(spec, retrain))}"
     if warning := spec.oversized_batch(_num_train(spec, "search")):
         yield "warning", warning
     folder = data.data_dir_of(spec.data.dir)
     try:
         found = data.presence(spec.data.name, folder, spec.data.transpose, spec.data.test_fraction)
     except DataError:
-        found = "wrong, see below"  # an obstacle
+        found = "damaged, see below"  # an obstacle
     yield "data", f"{spec.data.name} in {folder}: {found}"
-    yield "disk", f"{bytes_needed(spec) / 1e6:.0f} MB at most, in {storage_path(spec.storage).absolute()}"
+    yield "disk", f"up to {bytes_needed(spec) / 1e6:.0f} MB in {storage_path(spec.storage).absolute()}"
     yield "verdict", _verdict_fact(spec)
     if upload_bytes is not None:
-        yield "upload", f"{upload_bytes / 1e6:.1f} MB of the 100 MiB that Ray takes"
+        yield "upload", f"{upload_bytes / 1e6:.1f} MB; Ray accepts up to 100 MiB"
 
 
 def _shares(spec: JobSpec, retrain: Retrain) -> Iterator[str]:
     """Yield a text for each batch size: how many images of a batch a worker gets."""
     for size in _batch_sizes(spec):
         ends = sorted({size / retrain.most_workers, size / retrain.fewest_workers})
-        yield f"{size}: {' to '.join(f'{share:g}' for share in ends)}"
+        yield f"{' to '.join(f'{share:g}' for share in ends)} of {size}"
+
+
+def _devices(cpus: float, gpus: float) -> str:
+    """Return "1 CPU", "2 CPUs and 1 GPU" or the like."""
+    counts = [f"{cpus:g} CPU{'s' if cpus != 1 else ''}"]
+    if gpus:
+        counts.append(f"{gpus:g} GPU{'s' if gpus != 1 else ''}")
+    return " and ".join(counts)
 
 
 # Of this network on MNIST, rounded: docs/statistics.md says where they come from.
@@ -176,19 +211,22 @@ def _verdict_fact(spec: JobSpec) -> str:
         return "none, since retrain.baseline is false"
     if num_seeds < FEWEST_SEEDS:
         key = "retrain.seeds" if spec.retrain else "final.seeds"
-        return f"{by}; of these networks alone and never 'equivalent': {key} has fewer than {FEWEST_SEEDS}"
+        return (
+            f"{by}, about the tested networks only and never 'equivalent', because {key} gives fewer than "
+            f"{FEWEST_SEEDS} seeds"
+        )
     loss = expected_half_width(SPREAD_OF_LOSS, num_seeds, num_images)
     points = 100 * expected_half_width(SPREAD_OF_ACCURACY, num_seeds, num_images, step=1.0)
     assumed = "" if spec.data.name == "mnist" else ", if they spread as on MNIST"
     fact = (
-        f"{by}; 95 % interval of about ±{loss:.4f} of loss and ±{points:.2f} points of accuracy, by {num_seeds} seeds "
-        f"each and {num_images:,} test images{assumed}"
+        f"{by}; with {num_seeds} seeds each and {num_images:,} test images, expect 95 % intervals of about ±{loss:.4f} "
+        f"of loss and ±{points:.2f} points of accuracy{assumed}"
     )
     half_width, key, bound = {
         "test_loss": (loss, "report.equivalence_loss", spec.report.equivalence_loss),
         "test_accuracy": (points, "report.equivalence_points", spec.report.equivalence_points),
     }[spec.decided_by]
-    return f"{fact}; 'equivalent' cannot come out, since {key} is {bound:g}" if half_width > bound else fact
+    return f"{fact}; too wide for 'equivalent', which needs ±{bound:g} ({key})" if half_width > bound else fact
 
 
 def _early_stopping(spec: JobSpec) -> str:
@@ -197,8 +235,8 @@ def _early_stopping(spec: JobSpec) -> str:
     if grace is None:
         return "none"
     if not found:
-        return f"none: its grace of {grace} epochs leaves none of search.num_epochs {search.num_epochs}"
-    return f"after epoch {', '.join(map(str, found))}"
+        return f"never: no trial stops before epoch {grace}, and search.num_epochs is {search.num_epochs}"
+    return f"decides after epoch {', '.join(map(str, found))}"
 
 
 def _batch_sizes(spec: JobSpec) -> list[int]:
@@ -245,6 +283,19 @@ def known_speed(spec: JobSpec, storage: StoragePath) -> Speed | None:
     return _benchmarked(storage / "benchmark.json")
 
 
+def measured_speed(spec: JobSpec) -> Speed | None:
+    """Measure this machine for a second; None where trials use GPUs and there is none here."""
+    from mnist_ray.pipeline.probe import seconds_per_image  # imports torch
+
+    image_s = seconds_per_image(spec)
+    if image_s is None:
+        return None
+    source = (
+        f"{1e3 * image_s:.3f} ms an image: a rough figure, from some steps of one training on this machine just now"
+    )
+    return Speed(image_s, source, is_rough=True)
+
+
 def _speed_of(run: RunDir) -> Speed | None:
     times = [
         metrics.elapsed_s / metrics.train.num_examples
@@ -255,7 +306,7 @@ def _speed_of(run: RunDir) -> Speed | None:
     if not times:
         return None
     median_s = statistics.median(times)
-    return Speed(median_s, f"{1e3 * median_s:.3f} ms an image, from run {run.path.name}")
+    return Speed(median_s, f"{1e3 * median_s:.3f} ms an image, from run {run.path.name}", start_up_s(run.state))
 
 
 def _benchmarked(file: StoragePath) -> Speed | None:
@@ -274,7 +325,8 @@ def _estimates(spec: JobSpec, capacity: Capacity, speed: Speed) -> list[Estimate
     at_once = min(capacity.num_concurrent_trials(spec), search.num_trials)
     most = search.num_trials * search.num_epochs * epoch_s / at_once
     expected = search.num_trials * expected_epochs(spec) * epoch_s / at_once
-    estimates = [Estimate("search", expected, most)]
+    start_up = START_UP_S if speed.start_up_s is None else speed.start_up_s
+    estimates = [Estimate("start-up", *(2 * [start_up + END_S])), Estimate("search", expected, most)]
     if spec.final:
         rounds = math.ceil(spec.most_final_trainings / capacity.num_concurrent_trials(spec))
         estimates.append(Estimate("final", *(2 * [rounds * spec.final_epochs * epoch_s])))
@@ -291,7 +343,7 @@ def _faster(retrain: Retrain, capacity: Capacity) -> str:
     alone = retrain.model_copy(update={"workers": 1})
     if retrain.fewest_workers == 1 or capacity.num_concurrent_retrainings(alone, retrain.num_trainings) == 1:
         return ""
-    return "; retrain.workers=1 is faster here: trainings side by side need not wait for each other's gradients"
+    return "; --set retrain.workers=1 is faster here: separate trainings need not exchange gradients"
 
 
 def expected_epochs(spec: JobSpec) -> float:

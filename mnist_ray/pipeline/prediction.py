@@ -30,7 +30,7 @@ def evaluate_run(run: RunDir, data_dir: Path | None = None) -> dict[str, Score]:
     """
     started, tested = run.state.started, run.state.tested
     if started is None or tested is None:
-        raise SpecError(f"{run} has not opened its test split yet: finish it with 'mnist-ray run' first")
+        raise SpecError(f"{run} is not tested yet: finish it with 'mnist-ray run' first")
     folder = data_dir or data.data_dir_of(started.spec.data.dir)
     keys = started.spec.data
     examples = data.load_test_half(keys.name, folder, keys.transpose, keys.test_fraction)
@@ -135,7 +135,7 @@ def predict_images(
             continue
         probabilities = torch.softmax(predict(model, torch.from_numpy(image)[None])[0], dim=0).numpy()
         if not np.isfinite(probabilities).all():
-            raise CorruptFileError(f"{run.paths.record}: {selected_training(run)} is no network that answers")
+            raise CorruptFileError(f"{run.paths.record}: {selected_training(run)} is not a usable network")
         answers.append(Prediction(image[0], probabilities, likeness.holds_for(image) if likeness else None))
     return answers
 

@@ -71,7 +71,7 @@ def replay_trial(run: RunDir, number: int, data_dir: Path | None, on_epoch: Call
     folder = str(data_dir) if data_dir else spec.data.dir
     loaded = LoadedData(spec.model_copy(update={"data": spec.data.model_copy(update={"dir": folder})}))
     if loaded.facts != started.data:
-        raise SpecError(f"data.name {spec.data.name}: the data in {loaded.folder} are not those of {run}")
+        raise SpecError(f"data.name {spec.data.name}: the data in {loaded.folder} differ from those of {run}")
     prepare_to_train(training.ended.threads if training.ended else spec.search.cpus_per_trial)
     state = TrainState.initial(training.config, loaded.split.statistics, num_classes=loaded.split.num_classes)
     epochs: list[EpochMetrics] = []
@@ -93,7 +93,7 @@ def _recorded(run: RunDir, number: int) -> Training:
         known = f"0 to {len(trials) - 1}" if trials else "none"
         raise SpecError(f"--trial {number}: {run} has no such trial (there: {known})")
     if not training.history:
-        raise SpecError(f"--trial {number}: {training.id} of {run} has no epoch on record: choose another")
+        raise SpecError(f"--trial {number}: {training.id} of {run} has no recorded epoch: choose another")
     return training
 
 

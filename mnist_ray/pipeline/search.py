@@ -263,7 +263,7 @@ class TrialController:
 
     def on_restart(self, training_id: str, reason: str) -> None:
         """Report to the user that a trial is started again."""
-        logger.info("%s is started again: %s", training_id, reason)
+        logger.info("starting %s again: %s", training_id, reason)
 
     def poll(self) -> None:
         """Pass on what is published. Raises OSError, TakenOverError, which end the stage.

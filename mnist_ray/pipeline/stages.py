@@ -47,7 +47,7 @@ from mnist_ray.storage.files import sha256
 
 logger = logging.getLogger(__name__)
 
-RESUME = "run the same command again to go on"
+RESUME = "run the same command again to continue"
 
 
 @dataclass
@@ -141,7 +141,7 @@ class Stages:
         started = self._state.started
         if started and started.data != self._data.facts:
             raise SpecError(
-                f"data.name {spec.data.name}: the data or the split are not those that {self._run} began "
+                f"data.name {spec.data.name}: the data or the split differ from those that {self._run} began "
                 f"with ({self._difference(started.data)}): give the run another name (--name), or undo the change"
             )
         self._taken_baselines = TakenBaselines(spec, self._data.facts)
@@ -276,8 +276,8 @@ class Stages:
             if training.of == RECIPE and training.status == "failed":
                 raise TrainingFailedError(
                     f"the recipe failed in the final round, and nothing is selected without it: {training.reason} "
-                    f"(log: {self._run.paths.training_log(training.id)}): give the run another name (--name) once the "
-                    "cause is mended, or set final: null there"
+                    f"(log: {self._run.paths.training_log(training.id)}): solve the cause "
+                    "and give the run another name (--name), or set final: null there"
                 )
 
     def select(self, with_search: bool) -> None:
@@ -367,8 +367,8 @@ class Stages:
             self._writer.publish(RetrainingFailed(error=str(error)))
             reason = str(error).strip().splitlines()[-1]
             raise TrainingFailedError(
-                f"the retraining failed: {reason} (log: {self._run.paths.retraining_log}): run the same command again "
-                "to go on once the cause is mended"
+                f"the retraining failed: {reason} (log: {self._run.paths.retraining_log}): solve the cause, "
+                "then run the same command again to continue"
             ) from error
 
     def test(self) -> None:

@@ -28,11 +28,11 @@ class TakenBaselines:
             return
         self._run = find_run(retrain.baseline_from, storage_path(spec.storage))
         where = f"retrain.baseline_from {retrain.baseline_from}"
-        remedy = "make both specs alike there, or leave retrain.baseline_from out"
+        remedy = "use the same values in both specs, or leave out retrain.baseline_from"
         started = self._run.state.started
         if started is None or started.data != facts:
             there = started.data if started else "none yet"
-            raise SpecError(f"{where}: its data and split are others ({there} there, {facts} here): {remedy}")
+            raise SpecError(f"{where}: its data or split differ ({there} there, {facts} here): {remedy}")
         for seed in retrain.seeds:
             config = spec.training_config(spec.baseline, retrain.num_epochs, seed)
             retrained = (each for each in self._run.state.trainings("retrain") if each.ended)

@@ -68,7 +68,7 @@ def checked_head(target: Target) -> str:
     if "://" in address:
         kind = "a dashboard or web server" if address.startswith("http") else "another kind of server"
         raise SpecError(
-            f"{target.named}: is the address of {kind}, and a driver joins a head, at HOST:6379; to send a job to a "
+            f"{target.named}: is the address of {kind}; a run joins a Ray head, at HOST:6379. To send a job to a "
             "dashboard, use 'mnist-ray submit'"
         )
     host, port = _parts(target, address)
@@ -103,8 +103,8 @@ def _started_here(target: Target) -> str:
     found = running_heads()
     others = f"; Ray runs at {', '.join(found)}, private to the process that started it" if found else ""
     raise SpecError(
-        f"{target.named}: no cluster on this machine was started with 'ray start'{others}: name the cluster to join as "
-        f"HOST:PORT, or {target.way_out}"
+        f"{target.named}: no Ray cluster was started on this machine with 'ray start'{others}: name the cluster to "
+        f"join as HOST:PORT, or {target.way_out}"
     )
 
 
@@ -116,7 +116,7 @@ def _what_answers(host: str, port: int) -> str:
         said = b""
     lines = said.decode("latin-1").splitlines()
     if not lines:
-        return "something answers there that says nothing"
+        return "something accepts connections there but does not answer"
     if b'"ray_version"' in said or b"Unauthorized: " in said:
         return "a Ray dashboard answers there ('mnist-ray submit' takes its address as http://HOST:PORT)"
     if lines[0].startswith("HTTP/"):

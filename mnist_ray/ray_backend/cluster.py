@@ -87,7 +87,9 @@ def _joined(target: Target, options: dict[str, Any]) -> Path:
 
     address = checked_head(target)
     if target.address == "auto":
-        logger.warning("%s: joins the cluster at %s, which 'ray start' made on this machine", target.named, address)
+        logger.warning(
+            "%s: joining the cluster at %s, which was started on this machine with 'ray start'", target.named, address
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # Ray's own, about a setting of 2.x
@@ -96,8 +98,8 @@ def _joined(target: Target, options: dict[str, Any]) -> Path:
     except Exception as error:  # Ray raises bare ones too
         reason = _first_line(error).replace(target.address, target.shown)
         raise SpecError(
-            f"{target.named}: the Ray cluster there cannot be joined ({reason}): look whether it has this Ray version "
-            f"and token (~/.ray/auth_token, RAY_AUTH_MODE=token), or {target.way_out}"
+            f"{target.named}: the Ray cluster there cannot be joined ({reason}): check that it has the same Ray "
+            f"version and token (~/.ray/auth_token, RAY_AUTH_MODE=token), or {target.way_out}"
         ) from None
 
 
@@ -144,10 +146,10 @@ def make_token() -> None:
 def start_remedy(error: Exception, reason: str, parent: Path) -> str:
     """Return what to do about a local cluster that did not start. parent: the folder of Ray's temporary files."""
     if "AF_UNIX path length" in reason:
-        return f"{parent} is too long a name for sockets: name a short folder with --ray-dir /tmp/NAME"
+        return f"{parent} is too long a path for sockets: choose a short folder with --ray-dir /tmp/NAME"
     if isinstance(error, OSError):
         place = error.filename or parent
-        return f"{place} must be a place that this user can write: name another folder with --ray-dir /tmp/NAME"
+        return f"{place} must be writable for this user: choose another folder with --ray-dir /tmp/NAME"
     return "run the same command again when the machine is less busy"
 
 
@@ -162,7 +164,7 @@ def _start_local(options: dict[str, Any]) -> Any:
         except Exception as error:
             if type(error) is not Exception or not starts_left:  # a bare one is Ray's for a node that gave up
                 raise
-            logger.warning("Ray did not start on this machine and is started again: %s", _first_line(error))
+            logger.warning("Ray did not start on this machine, starting it again: %s", _first_line(error))
     raise AssertionError
 
 

@@ -276,7 +276,9 @@ class TrialMonitor:
         except ray.exceptions.ActorUnavailableError:
             return {}  # its process died, and starts again
         except ray.exceptions.RayError as error:
-            logger.warning("trials that hang are no longer noticed, because the mailbox is gone: %s", error)
+            logger.warning(
+                "trials that hang are no longer detected, because their heartbeats cannot be received: %s", error
+            )
             self._next_look = float("inf")
             return {}
         self._monitor.look(heartbeat for heartbeat in heartbeats if heartbeat.name in in_flight)

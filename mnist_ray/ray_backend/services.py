@@ -23,7 +23,7 @@ from mnist_ray.errors import InterruptedRunError
 
 LOOK_S = 0.1  # Ray may end this process half a second after its raylet
 SILENT_S = 60.0  # a port that does not answer, for so long: its host is gone, or more than busy
-AGAIN = "run the same command again to go on"
+AGAIN = "run the same command again to continue"
 AGENTS_END_S = 5.0
 LEAVE_S = 20.0  # for the end of Ray's own library in this process
 AGENTS = {  # by a part of the command line, before and after it is replaced by a title
@@ -65,7 +65,7 @@ class ServiceWatch(threading.Thread):
                     if not self._closed.is_set():  # otherwise Ray is being shut down
                         _leave(f"{names[ended]} has died: {AGAIN}")
                 if self.look():
-                    logger.warning("%s: the run ends", self.lost)  # now: Ray may end this process at once
+                    logger.warning("%s: ending the run", self.lost)  # now: Ray may end this process at once
                     os.kill(os.getpid(), signal.SIGTERM)
                     return
 

@@ -61,10 +61,10 @@ def _leave_sign(signs: str, node_id: str, word: str) -> str | None:
     folder = storage_path(signs)
     try:
         if read(folder / "driver") != word.encode():
-            return "it finds something else there than the driver has written"
+            return "it finds other content there than the driver wrote"
         write_atomic(folder / node_id, word.encode())
     except FileNotFoundError:
-        return "it does not find there what the driver has written"
+        return "it does not find the driver's file there"
     except OSError as error:
         return error.strerror or type(error).__name__
     return None
@@ -83,4 +83,4 @@ def _trouble_here(sign: StoragePath, word: str) -> str | None:
         content = read(sign)
     except FileNotFoundError:
         content = b""
-    return None if content == word.encode() else "the driver does not find there what the node has written"
+    return None if content == word.encode() else "the driver does not find the node's file there"

@@ -49,12 +49,14 @@ def unpack(text: str, folder: Path) -> None:
         with tarfile.open(fileobj=io.BytesIO(body), mode="r:gz") as archive:
             for member in archive:
                 if not member.isfile() or not _NAMES.fullmatch(member.name):
-                    raise CorruptFileError(f"the packed record holds {member.name!r}, which is no part of a record")
+                    raise CorruptFileError(
+                        f"the packed record holds {member.name!r}, which does not belong to a record"
+                    )
                 _write(folder / member.name, archive, member)
     except (tarfile.TarError, OSError, EOFError) as error:
         if isinstance(error, OSError) and error.filename is not None:
             raise  # of this disk
-        raise CorruptFileError(f"the packed record is no archive ({error})") from None
+        raise CorruptFileError(f"the packed record is not an archive ({error})") from None
     for blob in (folder / "record" / "blobs").glob("*"):
         if sha256(blob.read_bytes()) != blob.name:
             raise CorruptFileError(f"the packed record holds a damaged {blob.name}: fetch it again")

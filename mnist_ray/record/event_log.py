@@ -14,7 +14,7 @@ from mnist_ray.errors import CorruptFileError
 from mnist_ray.record.events import Event, RunTaken, from_json, kind_of, to_json
 from mnist_ray.storage.files import StoragePath, children, create_atomic, read, read_each, seal, sealed_json, unsealed
 
-REMEDY = "bring the file back from a copy of the run's folder, or start a new run (--name)"
+REMEDY = "restore the file from a copy of the run's folder, or start a new run (--name)"
 
 
 class Numbered(NamedTuple):
@@ -121,7 +121,7 @@ class EventLog:
         return [Numbered(content.first + index, event) for index, event in enumerate(events)]
 
     def _move_past(self, content: LogFile) -> None:
-        self.last_seal = seal(asdict(content))
+        self.last_seal = seal(vars(content))  # asdict copies every value: half of the time that reading a log takes
         self.num_files, self.num_events = content.file, content.last
 
     def _checked(self, content: bytes) -> LogFile:
@@ -137,7 +137,7 @@ class EventLog:
         except CorruptFileError as error:
             raise CorruptFileError(f"{error}: {REMEDY}") from None
         except TypeError:
-            raise CorruptFileError(f"{path} is no file of this log's format: {REMEDY}") from None
+            raise CorruptFileError(f"{path} is not a file of the event log: {REMEDY}") from None
         expected = (self.num_files + 1, self.num_events + 1, self.last_seal)
         if (file.file, file.first, file.previous) != expected or not is_whole:
             raise CorruptFileError(f"{path} does not follow the file before: {REMEDY}")

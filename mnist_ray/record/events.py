@@ -30,7 +30,7 @@ def now() -> str:
 
 def _checked_name(text: str) -> str:
     if not is_shown(text):
-        raise ValueError(f"{text!r:.80} holds a letter that cannot be seen")
+        raise ValueError(f"{text!r:.80} contains an invisible character")
     return text
 
 

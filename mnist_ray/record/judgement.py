@@ -56,7 +56,7 @@ def judge_run(run: RunDir) -> Judgement:
     if state.tested is None or state.selected is None:
         return Judgement("not tested yet", decided_by, "the test split has not been scored")
     if state.selected.training is None:
-        return Judgement("not compared", decided_by, "nothing was searched, the baseline alone was trained and tested")
+        return Judgement("not compared", decided_by, "nothing was searched; only the baseline was trained and tested")
     if any(plan.role == "selected = baseline" for plan in state.selected.retrainings):
         return Judgement("same recipe", decided_by, "validation found nothing better than the baseline")
     if not scored_models(state, "selected"):
@@ -65,7 +65,7 @@ def judge_run(run: RunDir) -> Judgement:
         return Judgement("not compared", decided_by, "no model of the baseline was tested")
     selected, baseline = (predictions_of(run, side) for side in ("selected", "baseline"))
     if not selected or not baseline:
-        return Judgement("not compared", decided_by, "the record does not hold the models' answers on the test images")
+        return Judgement("not compared", decided_by, "the record lacks the models' answers on the test images")
     return judge(selected, baseline, state.started.spec.report, decided_by)
 
 

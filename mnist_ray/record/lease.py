@@ -115,12 +115,12 @@ def _wait_until_free(run: RunDir) -> None:
     while age_s + (waited_s := time.monotonic() - began) < EXPIRE_S:
         if is_here or _content(lease) != first or run.state.fencing_token != session.fencing_token:
             raise OwnedByAnotherError(
-                f"{run} belongs to {_owner(run)}: wait for it, or end it and run the same command again"
+                f"{run} is in use by {_owner(run)}: wait until it ends, or stop it and run the same command again"
             )
         if waited_s > SILENT_S and not is_announced:
             is_announced = True
             logger.info(
-                "%s belongs to %s, whose lease was not renewed for %.0f s: the run is taken over after %.0f s",
+                "%s is in use by %s, which has given no sign of life for %.0f s: the run is taken over after %.0f s",
                 *(run, _owner(run), age_s + waited_s, EXPIRE_S),
             )
         time.sleep(LOOK_S)
@@ -133,6 +133,15 @@ def has_ended(run: RunDir) -> bool:
         return True
     lease = _content(run.paths.lease(session.fencing_token))
     return lease is not None and lease.is_over
+
+
+def is_at_work(run: RunDir) -> bool:
+    """Report whether somebody seems to work on the run; on another host by the clocks of both."""
+    session = run.state.session
+    if session is None or has_ended(run):
+        return False
+    lease = _content(run.paths.lease(session.fencing_token))
+    return runs_here(session.owner.process) or (lease is not None and time.time() - lease.at < EXPIRE_S)
 
 
 def _owner(run: RunDir) -> RunTaken:

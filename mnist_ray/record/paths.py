@@ -59,8 +59,8 @@ class RunPaths:
         for place in (self.record, self.leases, self.all_checkpoints, *self._exported):
             if (link := first_link(place)) is not None:
                 raise CorruptFileError(
-                    f"{link} is a link, and a run's folder holds the files themselves: put them there instead, or "
-                    "remove it"
+                    f"{link} is a symbolic link, which a run's folder may not contain: put the files themselves "
+                    "there, or remove it"
                 )
 
     def foreign_file(self) -> Path | None:
@@ -98,5 +98,5 @@ class RunPaths:
 def checked_id(training_id: str) -> str:
     """Return a training's id, which becomes part of a path. Raises CorruptFileError for one that leads elsewhere."""
     if not TRAINING_ID.fullmatch(training_id):
-        raise CorruptFileError(f"the record names a training {training_id!r}, which is no name of one: {REMEDY}")
+        raise CorruptFileError(f"the record names a training {training_id!r}, which is not a valid name: {REMEDY}")
     return training_id

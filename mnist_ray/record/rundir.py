@@ -11,7 +11,6 @@ from pathlib import Path
 
 from mnist_ray.config import check_storage
 from mnist_ray.errors import CorruptFileError, SpecError
-from mnist_ray.record.arrays import check_weights
 from mnist_ray.record.event_log import REMEDY, EventLog, Numbered
 from mnist_ray.record.lease_file import read_lease
 from mnist_ray.record.paths import RunPaths
@@ -126,7 +125,7 @@ class RunDir:
 
     def blob_path(self, name: str) -> Path:
         if len(name) != 64 or not set(name) <= set("0123456789abcdef"):
-            raise CorruptFileError(f"{self.paths.record}: {name!r} is no SHA-256: {REMEDY}")
+            raise CorruptFileError(f"{self.paths.record}: {name!r} is not a SHA-256: {REMEDY}")
         return self.paths.record / "blobs" / name
 
     def weights(self, training_id: str) -> bytes | None:
@@ -135,6 +134,8 @@ class RunDir:
         name = training and training.ended and training.ended.model
         if not name:
             return None
+        from mnist_ray.record.arrays import check_weights  # imports numpy, which a list of runs does without
+
         content = self.blob(name)
         check_weights(content, str(self.blob_path(name)))
         return content
@@ -181,7 +182,7 @@ def find_run(name: str, storage: StoragePath) -> RunDir:
             return run
     known = [run.path.name for run in runs_in(storage)]
     near = get_close_matches(name, known, n=1)
-    remedy = f"did you mean {near[0]}?" if near else "give a name or a folder"
+    remedy = f"did you mean {near[0]}?" if near else "give a run's name or its folder"
     there = ", ".join(known) or "none"
     raise SpecError(f"there is no run {name!r} in {storage.absolute()} (there: {there}): {remedy}")
 

@@ -257,7 +257,7 @@ class RunState:
             return self._trainings[training_id]
         except KeyError:
             raise CorruptFileError(
-                f"the record holds an event of {training_id!r}, a training that was never created: {REMEDY}"
+                f"the record holds an event of {training_id!r}, which was never created: {REMEDY}"
             ) from None
 
     def _count_search_time(self, event: Event) -> None:

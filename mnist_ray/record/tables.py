@@ -2,7 +2,6 @@
 
 import io
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,7 +9,6 @@ import pandas as pd
 
 from mnist_ray.config import Hyperparameters, SecondTest, Stage, is_text, is_whole
 from mnist_ray.metrics import EpochMetrics, Score
-from mnist_ray.record.rundir import RunDir
 from mnist_ray.record.state import RunState, Training
 from mnist_ray.shown import shown
 from mnist_ray.storage.files import read
@@ -148,21 +146,3 @@ def cell(name: str, value: Any) -> str:
         return f"{value:.4g}"
     text = shown(" ".join(str(value).split()))
     return re.sub(r"[\\|<\[]", lambda found: f"\\{found[0]}", text)  # no HTML, no link, no image, no further column
-
-
-def listed_runs(runs: Sequence[RunDir]) -> str:
-    """Return one line a run: its name, its latest stage, its trials and the selected model's test accuracy."""
-    if not runs:
-        return ""
-    rows = []
-    for run in runs:
-        table = results_table(run.state)
-        selected = table[table["role"].str.startswith("selected")]
-        row = {
-            "run": run.path.name,
-            "stage": run.state.latest_stage,
-            "trials": int((table["stage"] == "search").sum()),
-            "test_accuracy": selected["test_accuracy"].mean(),
-        }
-        rows.append({name: cell(name, value) for name, value in row.items()})
-    return str(pd.DataFrame(rows).to_string(index=False))

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import cast
 
 from mnist_ray.config import Stage
-from mnist_ray.record.events import FinalEnded, RetrainingEnded, RetrainingStarted, TestScored
+from mnist_ray.record.events import Event, FinalEnded, RetrainingEnded, RetrainingStarted, TestScored
 from mnist_ray.record.state import RunState, Training
 
 
@@ -121,6 +121,30 @@ def stage_times(state: RunState) -> list[StageTime]:
         if ended:
             times.append(StageTime(stage, sum(ended), _computing_s(trainings)))
     return times
+
+
+def start_up_s(state: RunState) -> float | None:
+    """Return the seconds before the first step of each stage, in all; None unless one session on Ray did everything."""
+    session, started = state.session, state.started
+    if session is None or started is None or started.cluster.backend != "ray" or len(state.sessions) > 1:
+        return None
+    begins: dict[Stage, Event | None] = {
+        "search": session.owner,
+        "final": state.search_ended,
+        "retrain": state.selected,
+    }
+    first_steps = {
+        stage: min(training_spans(training)[0][0] for training in trained)
+        for stage in begins
+        if (trained := [training for training in state.trainings(stage) if training.history])
+    }
+    if "search" not in first_steps:
+        return None
+    return sum(
+        max(0.0, first_step - _seconds(begin.at))
+        for stage, first_step in first_steps.items()
+        if (begin := begins[stage]) is not None
+    )
 
 
 def _computing_s(trainings: Sequence[Training]) -> float:

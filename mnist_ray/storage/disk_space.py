@@ -17,5 +17,7 @@ def check_space(folder: StoragePath, num_bytes: int) -> None:
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(existing).free
     if free < num_bytes:
-        remedy = "free some, or name other storage (--storage)"
-        raise OSError(errno.ENOSPC, f"{free:,} bytes are free, the run may need {num_bytes:,}: {remedy}", str(folder))
+        remedy = "free some space, or choose another folder (--storage)"
+        raise OSError(
+            errno.ENOSPC, f"{free:,} bytes are free, but the run may need {num_bytes:,}: {remedy}", str(folder)
+        )

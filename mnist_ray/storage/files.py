@@ -18,14 +18,15 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
-
-from upath import UPath
+from typing import TYPE_CHECKING, Any, Union
 
 from mnist_ray.errors import CorruptFileError
 from mnist_ray.storage import object_stores
 
-StoragePath = Path | UPath  # of a file or a folder, on a disk or in an object store
+if TYPE_CHECKING:
+    from upath import UPath  # imports fsspec, which takes as long as everything else that reads a spec
+
+StoragePath = Union[Path, "UPath"]  # of a file or a folder, on a disk or in an object store
 
 FAILPOINT = "MNIST_RAY_FAILPOINT"
 
@@ -216,7 +217,7 @@ def read_bounded(path: Path, most_bytes: int) -> bytes:
         _check_is_file(os.fstat(file.fileno()).st_mode, path)
         content = file.read(most_bytes + 1)
     if len(content) > most_bytes:
-        raise OSError(errno.EFBIG, f"it has more than the {most_bytes / 1e6:g} MB that are read", str(path))
+        raise OSError(errno.EFBIG, f"it is larger than {most_bytes / 1e6:g} MB, the most that is read", str(path))
     return content
 
 

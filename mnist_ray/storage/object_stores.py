@@ -10,9 +10,10 @@ import errno
 import re
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from upath import UPath
+if TYPE_CHECKING:
+    from upath import UPath
 
 # The options that make a store's client repeat its requests for most of a minute, by scheme. gcsfs does so anyway.
 RETRY_OPTIONS: dict[str, dict[str, Any]] = {
@@ -33,24 +34,26 @@ def is_address(text: str) -> bool:
     return "://" in text
 
 
-def store_path(address: str, wait_for_outages: bool = True) -> UPath:
+def store_path(address: str, wait_for_outages: bool = True) -> "UPath":
     """Return the path of `s3://bucket/folder` or `gs://bucket/folder`, with credentials from the environment.
 
     Listings are not cached, because other processes write too.
     """
+    from upath import UPath  # imports fsspec, which a run on a disk does without
+
     scheme = address.partition("://")[0]
     options = RETRY_OPTIONS[scheme] if wait_for_outages else {}
     path: UPath = UPath(address, protocol=scheme, use_listings_cache=False, **options)
     return path
 
 
-def write(path: UPath, content: bytes) -> None:
+def write(path: "UPath", content: bytes) -> None:
     """Write an object. Raises OutOfReachError."""
     with _errors_named(path, is_writing=True):
         path.fs.pipe_file(path.path, content)
 
 
-def create(path: UPath, content: bytes) -> None:
+def create(path: "UPath", content: bytes) -> None:
     """Write a new object. Raises FileExistsError if there is one with other content, OutOfReachError.
 
     A store's reply can get lost: an object that exists with this content is taken for the one just written.
@@ -67,14 +70,14 @@ def create(path: UPath, content: bytes) -> None:
             raise FileExistsError(errno.EEXIST, "exists already", str(path)) from None
 
 
-def read(path: UPath) -> bytes:
+def read(path: "UPath") -> bytes:
     """Read an object. Raises FileNotFoundError, OutOfReachError."""
     with _errors_named(path):
         content: bytes = path.fs.cat_file(path.path)
     return content
 
 
-def read_each(paths: Sequence[UPath]) -> list[bytes]:
+def read_each(paths: "Sequence[UPath]") -> list[bytes]:
     """Read objects in parallel. Raises FileNotFoundError, OutOfReachError."""
     if not paths:
         return []
@@ -83,7 +86,7 @@ def read_each(paths: Sequence[UPath]) -> list[bytes]:
     return [contents[path.path] for path in paths]
 
 
-def children(folder: UPath, pattern: str) -> list[UPath]:
+def children(folder: "UPath", pattern: str) -> "list[UPath]":
     """List the objects and folders directly below whose names match. Raises OutOfReachError."""
     with _errors_named(folder):
         try:
@@ -93,25 +96,25 @@ def children(folder: UPath, pattern: str) -> list[UPath]:
     return [folder / name for name in names if name and name != folder.name and fnmatch(name, pattern)]
 
 
-def exists(path: UPath) -> bool:
+def exists(path: "UPath") -> bool:
     """Return whether there is an object or folder of this name. Raises OutOfReachError."""
     with _errors_named(path):
         return bool(path.fs.exists(path.path))
 
 
-def remove(path: UPath) -> None:
+def remove(path: "UPath") -> None:
     """Remove an object, if there is one. Raises OutOfReachError."""
     with _errors_named(path), contextlib.suppress(FileNotFoundError):
         path.fs.rm_file(path.path)
 
 
-def remove_tree(folder: UPath) -> None:
+def remove_tree(folder: "UPath") -> None:
     """Remove every object below, if there are any. Raises OutOfReachError."""
     with _errors_named(folder), contextlib.suppress(FileNotFoundError):
         folder.fs.rm(folder.path, recursive=True)
 
 
-def modified_at(path: UPath) -> float:
+def modified_at(path: "UPath") -> float:
     """Return the time at which an object was written, by the store's clock, in seconds since 1970.
 
     The time of a folder is the latest of the objects directly in it. Raises FileNotFoundError, OutOfReachError.
@@ -124,7 +127,7 @@ def modified_at(path: UPath) -> float:
 
 
 @contextlib.contextmanager
-def _errors_named(path: UPath, is_writing: bool = False) -> Iterator[None]:
+def _errors_named(path: "UPath", is_writing: bool = False) -> Iterator[None]:
     """Turn every error of a store's client into an OutOfReachError that names the path.
 
     A FileNotFoundError stays one, unless the body writes: then the bucket is missing.

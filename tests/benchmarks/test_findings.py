@@ -39,8 +39,7 @@ def test_a_page_without_the_marker_lines_is_left_alone(tmp_path: Path) -> None:
     [
         (
             ["step"],
-            "PART 'step' is not measured: use some of steps, kernels, workers, retraining, search, groups, startup, "
-            "peers",
+            "PART 'step' is unknown: use some of steps, kernels, workers, retraining, search, groups, startup, peers",
         ),
         (["steps", "--rounds", "0"], "--rounds 0: must be 1 or more"),
     ],

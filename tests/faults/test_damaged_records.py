@@ -45,7 +45,7 @@ def event_of_nothing(run: RunDir) -> str:
     content = {**body, "file": body["file"] + 1, "first": body["last"] + 1, "last": body["last"] + 1}
     content |= {"previous": seal(body), "events": [ended]}
     write_sealed_json(last.with_name(f"{content['file']:06d}.json"), content)
-    return "'trial-0077', a training that was never created"
+    return "'trial-0077', which was never created"
 
 
 def blob_damaged(run: RunDir, name: str) -> str:

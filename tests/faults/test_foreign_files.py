@@ -44,7 +44,7 @@ def test_links_are_refused_by_name(
     link.symlink_to(foreign if place in FOLDERS else foreign / "spec.yaml")
     for command in ("report", "resume"):
         assert finished.do(command) == 3
-        assert f"{link} is a link" in capsys.readouterr().err
+        assert f"{link} is a symbolic link" in capsys.readouterr().err
     assert contents(foreign) == before
 
 
@@ -93,7 +93,7 @@ def test_new_runs_write_over_nothing(tmp_path: Path, place: str) -> None:
     path = tmp_path / "small" / place
     path.parent.mkdir(parents=True)
     path.write_text("mine")
-    with pytest.raises(SpecError, match="is no run's folder and holds"):
+    with pytest.raises(SpecError, match="is not the folder of a run and contains"):
         run_job(small_spec(tmp_path), LocalBackend())
     assert path.read_text() == "mine"
     assert not RunDir(tmp_path / "small").exists
@@ -103,5 +103,5 @@ def test_links_are_found_at_each_look(finished: MadeRun, foreign: Path) -> None:
     (finished.run.path / "model").symlink_to(foreign)
     run = finished.run
     for _ in range(2):
-        with pytest.raises(CorruptFileError, match="is a link"):
+        with pytest.raises(CorruptFileError, match="is a symbolic link"):
             _ = run.state

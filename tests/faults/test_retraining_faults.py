@@ -204,7 +204,7 @@ def test_mailbox_of_a_search_starts_again(images: SharedImages, head: Head, capl
         assert monitor.kill_hanging([]) == {}
     assert is_alive(monitor.mailbox)
     monitor.close()
-    assert "no longer noticed" not in caplog.text
+    assert "no longer detected" not in caplog.text
 
 
 def killed(actor: Any) -> Any:

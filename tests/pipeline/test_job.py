@@ -151,7 +151,7 @@ def test_stopped_final_round_keeps_its_models(tmp_path: Path) -> None:
 
 
 def test_retraining_cannot_be_left_out_alone(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="final is null: leave one of them out"):
+    with pytest.raises(SpecError, match="final is null too: set one of the two"):
         job_spec(tmp_path, retrain=None, final=None)
     with pytest.raises(SpecError, match="'mnist-ray train' does not have"):
         train_job(job_spec(tmp_path, retrain=None), LocalBackend())
@@ -218,7 +218,7 @@ def test_oversized_batch_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     """By the log at the start, and by the report."""
     spec = job_spec(tmp_path, recipe__batch_size=1000)
     run = run_job(spec, LocalBackend())
-    message = f"recipe.batch_size goes up to 1000, and trials learn from {NUM_IMAGES - 30} images"
+    message = f"recipe.batch_size goes up to 1000, but trials learn from {NUM_IMAGES - 30} images"
     assert [text for text in caplog.messages if text.startswith(message)]
     assert any(line.startswith(f"warning: {message}") for line in write_report(run).summary())
 
@@ -279,7 +279,7 @@ def test_other_data_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     search_job(job_spec(tmp_path, search__num_trials=1), LocalBackend())
     whole = data.open_data("digits", Path()).training
     monkeypatch.setattr(data.opened, "load_training", lambda name, folder: whole.take(np.arange(NUM_IMAGES - 1)))
-    with pytest.raises(SpecError, match="the data or the split are not those"):
+    with pytest.raises(SpecError, match="the data or the split differ from those"):
         search_job(job_spec(tmp_path, search__num_trials=2), LocalBackend())
 
 
@@ -290,7 +290,7 @@ def test_another_release_is_refused(tmp_path: Path) -> None:
     other = RunDir(tmp_path / "small")
     assert other.state.session is not None
     RunWriter(other, RunTaken(format=99, version="9.9.9", host="here", process=this_process())).close()
-    with pytest.raises(SpecError, match=r"mnist_ray 9\.9\.9, whose record mnist_ray 0\.1\.0 cannot go on"):
+    with pytest.raises(SpecError, match=r"mnist_ray 9\.9\.9, whose record mnist_ray 0\.1\.0 cannot continue"):
         run_job(spec, LocalBackend())
     other.paths.results_csv.unlink()
     write_exports(other.path)

@@ -130,7 +130,7 @@ def test_several_workers_become_one(undisturbed: RunDir, tmp_path: Path, caplog:
     caplog.set_level(logging.INFO, "mnist_ray")
     run = run_job(small_spec(tmp_path, retrain__workers=2), LocalBackend())
     (line,) = [text for text in caplog.messages if "retrain.workers" in text]
-    assert line.startswith("retrain.workers is 2; --local retrains on 1")
+    assert line.startswith("retrain.workers is 2, but without Ray there is 1")
     assert all(training.ended and training.ended.workers == 1 for training in run.state.trainings("retrain"))
     assert essence(run.path) == essence(undisturbed.path)
 
@@ -178,7 +178,7 @@ def test_failed_retraining_is_started_again(
     first, second = run.state.trainings("retrain")
     counts = [training.ended.num_failures for training in (first, second) if training.ended]
     assert sorted(counts) == [0, 2]
-    assert sum("RuntimeError: it broke: it is started again" in text for text in caplog.messages) == 2
+    assert sum("RuntimeError: it broke: starting it again" in text for text in caplog.messages) == 2
     assert essence(run.path) == essence(undisturbed.path), "it went on from its checkpoints"
 
 

@@ -76,7 +76,7 @@ def test_changed_images_are_refused(shapes: Path, tmp_path: Path) -> None:
     search_job(spec, LocalBackend())
     (images / "train" / "bar" / "0.png").unlink()
     Image.new("L", (20, 30)).save(images / "train" / "dot" / "2.png")
-    with pytest.raises(SpecError, match=r"not those that .* began with \(0 files added, 1 gone, 1 changed\)"):
+    with pytest.raises(SpecError, match=r"differ from those that .* began with \(0 files added, 1 gone, 1 changed\)"):
         run_job(spec, LocalBackend())
 
 

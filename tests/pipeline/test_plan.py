@@ -6,15 +6,26 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from mnist_ray.config import JobSpec, parse_spec
 from mnist_ray.errors import DataError, SpecError
+from mnist_ray.pipeline import plan as planning
 from mnist_ray.pipeline.capacity import Capacity
-from mnist_ray.pipeline.plan import Plan, expected_epochs, plan
+from mnist_ray.pipeline.plan import END_S, START_UP_S, Plan, Speed, expected_epochs, measured_speed, plan
 from mnist_ray.ray_backend.compat import upload_bytes
+from mnist_ray.record.rundir import RunDir
+from mnist_ray.record.timing import start_up_s
+from tests.faults.made_run import tamper
 from tests.report.made_up import made_up_spec, make_up
 
 TWO = Capacity(2, 0)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a made-up speed in the place of the measured one, which takes a second."""
+    monkeypatch.setattr(planning, "measured_speed", lambda spec: Speed(2e-4, "0.2 ms an image", is_rough=True))
 
 
 def a_spec(storage: Path, **changes: Any) -> JobSpec:
@@ -28,12 +39,11 @@ def facts(found: Plan) -> dict[str, str]:
 
 def test_plan_names_slots_batches_and_data(tmp_path: Path) -> None:
     found = plan(a_spec(tmp_path, retrain={"workers": 2, "seeds": [0, 1]}), TWO)
-    assert facts(found)["trials"] == "20, 2 at once, each 1 CPUs and 0 GPUs"
-    assert facts(found)["retraining"].startswith("4 trainings, 1 side by side, each on 2 workers")
+    assert facts(found)["trials"] == "20, 2 at a time, each on 1 CPU"
+    assert facts(found)["retraining"].startswith("4 trainings, 1 at a time, each on 2 workers of 1 CPU")
     assert "retrain.workers=1 is faster here" in facts(found)["retraining"]
-    assert "128: 64" in facts(found)["batch per worker"] and "512: 256" in facts(found)["batch per worker"]
-    assert "not there, downloaded" in facts(found)["data"]
-    assert found.estimates == [] and "benchmark" in facts(found)["speed"]
+    assert "64 of 128" in facts(found)["images per worker"] and "256 of 512" in facts(found)["images per worker"]
+    assert "missing, downloaded" in facts(found)["data"]
     assert found.obstacles == []
 
 
@@ -74,8 +84,8 @@ def test_elastic_retrainings_run_side_by_side(tmp_path: Path) -> None:
     (tmp_path / "benchmark.json").write_text(json.dumps({"sections": [section]}))
     found = plan(a_spec(tmp_path, retrain={"num_epochs": 10, "workers": [1, 8]}), TWO)
     assert found.obstacles == []
-    assert facts(found)["retraining"].startswith("2 trainings, 2 side by side, each on 1 to 8 workers")
-    assert "128: 16 to 128, 256: 32 to 256" in facts(found)["batch per worker"]
+    assert facts(found)["retraining"].startswith("2 trainings, 2 at a time, each on 1 to 8 workers")
+    assert "16 to 128 of 128, 32 to 256 of 256" in facts(found)["images per worker"]
     (estimate,) = [each for each in found.estimates if each.stage == "retrain"]
     alone_s = 2 * 10 * 12  # 60,000 images take 12 s
     assert (estimate.expected_s, estimate.at_most_s) == pytest.approx((alone_s / 2, alone_s / 2))  # two fit
@@ -106,24 +116,56 @@ def test_earlier_run_gives_the_speed(tmp_path: Path) -> None:
     make_up(made_up_spec(tmp_path, name="earlier"), until="searched")  # 180 images in 0.01 s
     found = plan(made_up_spec(tmp_path, name="next"), TWO)
     assert "from run earlier" in facts(found)["speed"]
-    assert [each.stage for each in found.estimates] == ["search", "final", "retrain"]
-    assert "not known" in facts(plan(a_spec(tmp_path), TWO))["speed"]  # it was on digits
+    assert [each.stage for each in found.estimates] == ["start-up", "search", "final", "retrain"]
+    assert "earlier" not in facts(plan(a_spec(tmp_path), TWO))["speed"]  # it was on digits
+
+
+def test_plan_before_any_run_is_rough(tmp_path: Path) -> None:
+    """55,000 images in 11 s, 20 trials at most, two at a time."""
+    found = plan(a_spec(tmp_path, search={"early_stopping": None, "num_epochs": 2}), TWO)
+    start_up, search, *_ = found.estimates
+    assert (start_up.stage, start_up.expected_s) == ("start-up", START_UP_S + END_S)
+    assert search.expected_s == pytest.approx(20 * 2 * 11 / 2)
+    assert found.total and found.total.expected_s == sum(each.expected_s for each in found.estimates)
+    times = [line for line in found.lines(price_per_hour=1.0) if line.startswith(("time", "cost"))]
+    assert len(times) == 6 and all("roughly" in line for line in times)
+
+
+def test_speed_is_measured_on_this_machine(tmp_path: Path) -> None:
+    spec = a_spec(tmp_path)
+    speed = measured_speed(spec)
+    assert speed is not None and speed.is_rough and 1e-6 < speed.image_s < 0.1
+    assert "rough" in speed.source
+    if not torch.cuda.is_available():
+        assert measured_speed(a_spec(tmp_path, search={"gpus_per_trial": 1.0})) is None
+
+
+def test_start_up_is_learnt_from_a_run_on_ray(tmp_path: Path) -> None:
+    local = make_up(made_up_spec(tmp_path, name="earlier"))
+    assert start_up_s(local.state) is None
+    tamper(local, lambda value: "ray" if value == "local" else value)
+    known = start_up_s(RunDir(local.path).state)
+    assert known is not None and known > 0
+    start_up, *_ = plan(made_up_spec(tmp_path, name="next"), TWO).estimates
+    assert start_up.expected_s == known + END_S
 
 
 def test_plan_foresees_the_verdict(tmp_path: Path) -> None:
     def fact(num_seeds: int, **changes: Any) -> str:
         return facts(plan(a_spec(tmp_path, retrain={"seeds": list(range(num_seeds))}, **changes), TWO))["verdict"]
 
-    assert fact(5).startswith("by test loss; 95 % interval of about ±0.00")
-    assert "5 seeds each and 10,000 test images" in fact(5) and "as on MNIST" not in fact(5)
-    assert "'equivalent' cannot come out, since report.equivalence_loss is 0.0001" in fact(
+    assert fact(5).startswith(
+        "by test loss; with 5 seeds each and 10,000 test images, expect 95 % intervals of about ±0.0"
+    )
+    assert "as on MNIST" not in fact(5)
+    assert "too wide for 'equivalent', which needs ±0.0001 (report.equivalence_loss)" in fact(
         5, report={"equivalence_loss": 0.0001}
     )
-    assert "cannot come out" not in fact(5, report={"equivalence_loss": 0.1})
+    assert "too wide" not in fact(5, report={"equivalence_loss": 0.1})
     assert "never 'equivalent'" in fact(2)
     digits = fact(5, data={"name": "digits", "num_validation": 300}, report={"decided_by": "test_accuracy"})
-    assert "360 test images, if they spread as on MNIST" in digits
-    assert "since report.equivalence_points is 0.1" in digits, "an image is 0.28 points"
+    assert "360 test images" in digits and "if they spread as on MNIST" in digits
+    assert "±0.1 (report.equivalence_points)" in digits, "an image is 0.28 points"
 
 
 def test_early_stopping_shortens_the_expectation() -> None:
@@ -145,18 +187,18 @@ def test_plan_counts_epochs_and_steps(tmp_path: Path) -> None:
         retrain={"num_epochs": 5, "seeds": [0, 1]},
     )
     found = facts(plan(spec, TWO))
-    assert found["fixed trials"].startswith("2 of them")
-    assert found["work, search"] == "18 epochs at most, 990 to 9,900 steps"
-    assert found["work, final"] == "16 epochs at most, 880 to 8,800 steps"
-    assert found["work, retrain"] == "20 epochs at most, 1,200 to 12,000 steps"
+    assert found["fixed trials"].startswith("2 of these trials")
+    assert found["work, search"] == "up to 18 epochs, 990 to 9,900 steps"
+    assert found["work, final"] == "up to 16 epochs, 880 to 8,800 steps"
+    assert found["work, retrain"] == "up to 20 epochs, 1,200 to 12,000 steps"
 
 
 @pytest.mark.parametrize(
     ("rule", "expected"),
     [
         (None, "none"),
-        ({"grace_epochs": 1, "reduction_factor": 3.0}, "after epoch 1, 3"),
-        ({"grace_steps": 500}, "none: its grace of 10 epochs leaves none of search.num_epochs 9"),
+        ({"grace_epochs": 1, "reduction_factor": 3.0}, "decides after epoch 1, 3"),
+        ({"grace_steps": 500}, "never: no trial stops before epoch 10, and search.num_epochs is 9"),
     ],
 )
 def test_plan_says_where_trials_stop(tmp_path: Path, rule: dict[str, Any] | None, expected: str) -> None:

@@ -71,13 +71,13 @@ def test_redrawn_digits_are_recognised(trained: RunDir, digits: data.LabelledIma
 @needs_mnist
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # the first of them trains
-@pytest.mark.parametrize("what", ["nothing is drawn", "more than one thing is drawn"])
+@pytest.mark.parametrize("what", ["the image is empty", "shows more than one thing"])
 def test_other_drawings_are_refused(trained: RunDir, digits: data.LabelledImages, tmp_path: Path, what: str) -> None:
     paths = [tmp_path / str(number) for number in range(NUM_DIGITS)]
     for number, path in enumerate(paths):
         random = np.random.default_rng(number)
         chosen = [digits.images[index, 0] for index in random.integers(NUM_DIGITS, size=2 + number % 2)]
-        if what == "nothing is drawn":
+        if what == "the image is empty":
             redrawn.blank(random, path)
         else:
             redrawn.several(chosen, random, path)

@@ -26,7 +26,7 @@ def test_first_moment_can_be_stopped(
     """The signal arrives before the command has imported anything."""
     monkeypatch.setattr("mnist_ray.cli.job_commands._spec_of", lambda _: os.kill(os.getpid(), number))
     assert main(["run", str(REPOSITORY / "jobs" / "quickstart.yaml"), "--local"]) == 5
-    assert capsys.readouterr().err == "mnist-ray: interrupted: run the same command again to go on\n"
+    assert capsys.readouterr().err == "mnist-ray: interrupted: run the same command again to continue\n"
 
 
 def test_ignored_hangup_stays_ignored() -> None:

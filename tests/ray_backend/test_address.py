@@ -82,7 +82,7 @@ def refusal(address: str, origin: str = "--address") -> str:
         (web_server, "a web server answers there (nginx/1.27[31m"),
         (grpc_server, "something else answers there"),
         (lambda: server(b"SSH-2.0-OpenSSH_9.2\r\n"), "something else answers there ('SSH-2.0-OpenSSH_9.2')"),
-        (lambda: server(None), "something answers there that says nothing"),
+        (lambda: server(None), "something accepts connections there but does not answer"),
         (lambda: server(b'HTTP/1.0 200 OK\r\n\r\n{"ray_version": "2.60.0"}'), "a Ray dashboard answers there"),
     ],
     ids=["web", "grpc", "ssh", "silent", "dashboard"],
@@ -110,7 +110,7 @@ def test_run_refuses_a_web_server(capsys: pytest.CaptureFixture[str]) -> None:
     ("address", "said"),
     [
         ("http://HEAD:8265", "use 'mnist-ray submit'"),
-        ("ray://HEAD:10001", "a driver joins a head, at HOST:6379"),
+        ("ray://HEAD:10001", "a run joins a Ray head, at HOST:6379"),
         ("HEAD", "write HOST:PORT"),
         ("HEAD:x", "write HOST:PORT"),
         ("HEAD:70000", "write HOST:PORT"),
@@ -142,7 +142,7 @@ def test_auto_joins_no_private_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "address_of_started_cluster", lambda: None)
     monkeypatch.setattr(module, "running_heads", lambda: ["10.0.0.1:5000"])
     message = refusal("auto", "RAY_ADDRESS")
-    assert message.startswith("RAY_ADDRESS=auto: no cluster on this machine was started with 'ray start'")
+    assert message.startswith("RAY_ADDRESS=auto: no Ray cluster was started on this machine with 'ray start'")
     assert "Ray runs at 10.0.0.1:5000, private to the process that started it" in message
 
 

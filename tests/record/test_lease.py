@@ -159,8 +159,8 @@ def test_silent_owners_are_replaced(
         waited_s = time.monotonic() - began
     assert 2 < waited_s < 6
     [message] = [record.getMessage() for record in caplog.records]
-    assert "belongs to process 7 on host elsewhere" in message
-    assert "was not renewed for 5" in message and "taken over after 60 s" in message
+    assert "is in use by process 7 on host elsewhere" in message
+    assert "no sign of life for 5" in message and "taken over after 60 s" in message
 
 
 def test_woken_owners_publish_nothing(tmp_path: Path, other: Other) -> None:

@@ -21,5 +21,5 @@ def test_paths_are_absolute_and_inside(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("path_of", [RunPaths.model, RunPaths.test_logits, RunPaths.training_log, RunPaths.checkpoints])
 @pytest.mark.parametrize("name", ["../../x", "../x", "/x", "..", ".", "", "a/b", "a\0b", "trial-0001/../../x"])
 def test_ids_cannot_leave_the_folder(tmp_path: Path, path_of: Callable[[RunPaths, str], Path], name: str) -> None:
-    with pytest.raises(CorruptFileError, match="is no name of one"):
+    with pytest.raises(CorruptFileError, match="is not a valid name"):
         path_of(RunPaths(tmp_path), name)

@@ -82,7 +82,7 @@ def test_unknown_kinds_are_only_read(tmp_path: Path) -> None:
     state = read(storage / "example").state
     assert [training.status for training in state.trainings("search")] == ["pruned"]
     assert state.test_opened is None
-    with pytest.raises(SpecError, match=r"whose record mnist_ray .* cannot go on with"):
+    with pytest.raises(SpecError, match=r"whose record mnist_ray .* cannot continue"):
         open_run(spec)
 
 
@@ -103,7 +103,7 @@ def test_blobs_are_what_their_names_say(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../../../etc/passwd", "", "..", "0" * 63, "G" * 64, "a\0b"])
 def test_other_names_are_no_blobs(tmp_path: Path, name: str) -> None:
-    with pytest.raises(CorruptFileError, match="is no SHA-256"):
+    with pytest.raises(CorruptFileError, match="is not a SHA-256"):
         RunDir(tmp_path).blob(name)
 
 

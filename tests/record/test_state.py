@@ -89,13 +89,13 @@ def test_ends_are_counted_by_stage() -> None:
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", "..", "trial", "Trial-1", "trial-0001/../../x", "trial-1\0"])
 def test_hostile_ids_are_refused(name: str) -> None:
-    with pytest.raises(CorruptFileError, match="is no name of one"):
+    with pytest.raises(CorruptFileError, match="is not a valid name"):
         state_of(created(name))
 
 
 @pytest.mark.parametrize("event", [reported(), ended()], ids=["epoch", "end"])
 def test_unknown_trainings_are_refused(event: Event) -> None:
-    with pytest.raises(CorruptFileError, match="'trial-0000', a training that was never created"):
+    with pytest.raises(CorruptFileError, match="'trial-0000', which was never created"):
         state_of(taken(), event)
 
 

@@ -13,13 +13,12 @@ from mnist_ray.record.tables import (
     HISTORY_COLUMNS,
     cell,
     history_table,
-    listed_runs,
     read_results,
     results_csv,
     results_table,
 )
 from tests.record.a_whole_run import BASELINE, REASONS, SELECTED, SUPERSEDED, write_a_whole_run
-from tests.record.examples import created, one_training, started, write
+from tests.record.examples import created, started, write
 
 
 @pytest.fixture(scope="module")
@@ -107,11 +106,3 @@ def test_cells_fit_a_markdown_table() -> None:
         *("99.17 %", "1.2", "0.1235"),
     )
     assert (cell("val_loss", pd.NA), cell("epochs_done", 3)) == ("", "3")
-
-
-def test_runs_are_listed(whole_run: RunDir, tmp_path: Path) -> None:
-    assert listed_runs([]) == ""
-    new = write(tmp_path / "new", *one_training())
-    lines = listed_runs([whole_run, new]).splitlines()
-    assert lines[1].split() == ["example", "test", "scored", str(30 + len(REASONS)), "99.17", "%"]
-    assert lines[2].split() == ["new", "begun", "1"]

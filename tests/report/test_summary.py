@@ -85,5 +85,5 @@ def test_summary_counts_trials_and_names_models(run: RunDir) -> None:
         line.startswith("selected configuration (seed 0): test 99.17 % (357 of 360), loss 0.0200") for line in lines
     )
     assert any(line.startswith("baseline (seed 0): test 98.33 % (354 of 360)") for line in lines)
-    assert lines[-1].startswith("verdict: No verdict: the record does not hold")
+    assert lines[-1].startswith("verdict: No verdict: the record lacks")
     assert not any("superseded" in line for line in lines)

@@ -14,7 +14,7 @@ def test_small_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
     folder = tmp_path / "not" / "there"
     check_space(folder, 1000)
-    with pytest.raises(OSError, match=r"1,000 bytes are free, the run may need 1,001.*--storage") as caught:
+    with pytest.raises(OSError, match=r"1,000 bytes are free, but the run may need 1,001.*--storage") as caught:
         check_space(folder, 1001)
     assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(folder))
     assert not folder.parent.exists()

@@ -203,10 +203,10 @@ def test_refused_access_is_one_line(
 @pytest.mark.parametrize(
     ("storage", "says"),
     [
-        ("s3://key:canary@bucket/runs", "holds one of @"),
-        ("s3://bucket/runs?secret=canary", "holds one of @"),
-        ("s3:///runs", "names no bucket"),
-        ("s3://", "names no bucket"),
+        ("s3://key:canary@bucket/runs", "contains one of @"),
+        ("s3://bucket/runs?secret=canary", "contains one of @"),
+        ("s3:///runs", "lacks a bucket"),
+        ("s3://", "lacks a bucket"),
         ("https://canary@bucket/runs", "cannot keep a run"),
     ],
 )

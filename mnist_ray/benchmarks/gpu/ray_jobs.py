@@ -23,7 +23,7 @@ def check_ray(bench: Bench) -> Iterator[Check]:
 
     with tempfile.TemporaryDirectory(prefix="mr-", ignore_cleanup_errors=True) as folder:
         spec, backend = _spec(bench, Path(folder)), RayBackend("local", Path(folder, "ray"))
-        state = run_job(spec, backend).state
+        state = run_job(spec, backend, progress=False).state
     trials, retrained = state.trainings("search"), state.trainings("retrain")
     at_once = _most_at_once(trials)
     figures = {"gpus_per_trial": spec.search.gpus_per_trial, "trials_at_once": at_once, **_ways(trials)}

@@ -12,7 +12,7 @@ from mnist_ray.errors import DataError
 
 PartName = Literal["train", "val", "test"]
 Label = int | str  # as the files have it
-OnRead = Callable[[int], object]  # called with the number of images read so far, of all parts
+OnRead = Callable[[int], object]  # called now and then with the number of images read so far, of all parts
 
 NUM_SHOWN = 10  # bad files that a message names
 

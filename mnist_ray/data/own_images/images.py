@@ -1,6 +1,7 @@
 """The images of a folder as a data set: its classes, its parts, and what identifies it."""
 
 import hashlib
+import itertools
 import math
 import os
 from collections import Counter
@@ -20,6 +21,7 @@ from mnist_ray.shown import shown
 
 TEST_SEED = 0  # it defines the test part, so it is no setting
 MOST_CLASSES = 1000
+REPORT_EVERY = 100  # images
 HASH_LETTERS = 16  # of a file's SHA-256 in the list of files
 
 Indices = npt.NDArray[np.int64]
@@ -105,12 +107,12 @@ class OwnImages:
 
     def load(self, on_read: OnRead = lambda _: None) -> Loaded:
         """Read all images, and forget those of the test. Raises DataError."""
-        num_read = 0
+        numbers_read = itertools.count(1)  # which threads may share
 
         def count() -> None:
-            nonlocal num_read
-            num_read += 1
-            on_read(num_read)
+            number = next(numbers_read)
+            if number % REPORT_EVERY == 0 or number == self.num_training + self.num_test:
+                on_read(number)
 
         test_part, test_indices = self.test
         pieces: list[LabelledImages] = []

@@ -35,7 +35,7 @@ class RefusedError(SpecError):
     """An answer of the job server that is an error."""
 
     def __init__(self, named: str, status: int, reason: str) -> None:
-        super().__init__(f"{named}: the job server answers with an error ({status}: {reason})")
+        super().__init__(f"{named}: the job server answered with an error ({status}: {reason})")
         self.status = status
         self.reason = reason
 
@@ -122,12 +122,12 @@ def token_fault(was_sent: bool) -> str:
     """Describe what is wrong with the token here, and what to type."""
     if was_sent:
         return (
-            "the cluster requires a token, and the one here is not this cluster's: copy ~/.ray/auth_token of its head "
-            "to the same path here ($RAY_AUTH_TOKEN_PATH names another)"
+            "the cluster requires a token, and the one on this machine is not valid for it: copy ~/.ray/auth_token of "
+            "its head to the same path here ($RAY_AUTH_TOKEN_PATH names another)"
         )
     file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     if (file.is_file() or os.environ.get("RAY_AUTH_TOKEN")) and os.environ.get("RAY_AUTH_MODE") != "token":
-        return "the cluster requires a token, and the one here is not sent: export RAY_AUTH_MODE=token"
+        return "the cluster requires a token, which this machine has but does not send: export RAY_AUTH_MODE=token"
     return (
         f"the cluster requires a token, and {file} is missing: copy ~/.ray/auth_token of its head there and set "
         "RAY_AUTH_MODE=token"
@@ -138,7 +138,7 @@ def _connection_fault(error: OSError) -> str:
     """Describe a failed connection in one line; requests packs the system's message into several errors."""
     text = str(error)
     if "ProxyError" in type(error).__name__:
-        return "the proxy of $http_proxy does not let the request through: add the head's name to $no_proxy"
+        return "the proxy in $http_proxy rejected the request: add the head's name to $no_proxy"
     system_message = re.search(r"\[Errno -?\d+\] ([^'\")]+)", text)
     if system_message or "ConnectTimeout" in type(error).__name__:
         reason = system_message.group(1) if system_message else f"no answer within {CONNECT_S:g} s"
@@ -149,8 +149,11 @@ def _connection_fault(error: OSError) -> str:
     if "ReadTimeout" in type(error).__name__ or "Read timed out" in text:
         limit = re.search(r"read timeout=([\d.]+)", text)
         within = f" within {float(limit.group(1)):g} s" if limit else ""
-        return f"something listens there and gives no answer{within}: {_REMEDY}, or wait until the head is less busy"
-    return f"the server there is no Ray dashboard ({type(error).__name__}): {_REMEDY}"
+        return (
+            f"something accepts connections there but does not answer{within}: {_REMEDY}, or wait until the head is "
+            "less busy"
+        )
+    return f"the server there is not a Ray dashboard ({type(error).__name__}): {_REMEDY}"
 
 
 # --- connecting --------------------------------------------------------------------------------------------------
@@ -167,7 +170,7 @@ def connect(address: str | None) -> JobServer:
     except RefusedError as error:
         version = error.status
     if not isinstance(version, dict) or "ray_version" not in version:
-        raise SpecError(f"{server.named}: the server there is no Ray dashboard: {_REMEDY}")
+        raise SpecError(f"{server.named}: the server there is not a Ray dashboard: {_REMEDY}")
     return server
 
 

@@ -45,7 +45,7 @@ def fetch_record(address: str | None, name: str, storage: str | None) -> str:
         storage = job.storage if job else None
     if not storage:
         raise SpecError(
-            f"{server.named}: no job there names the storage of the run {name!r}: name the folder that "
+            f"{server.named}: no job there tells the storage of the run {name!r}: give the folder that "
             "holds the runs with --storage"
         )
     storage = storage_on_cluster(storage)
@@ -103,7 +103,7 @@ def unpacked_run(record: str, destination: Path) -> Iterator[RunDir]:
         run = RunDir(folder / destination.name)
         unpack(record, run.path)
         if run.state.started is None:
-            raise SpecError(f"{destination.name} has not begun yet, so there is nothing to fetch: wait until it has")
+            raise SpecError(f"{destination.name} has not begun yet, so there is nothing to fetch: try again later")
         _check_destination(RunDir(destination), run)
         write_exports(run.path)
         yield run
@@ -119,14 +119,12 @@ def _check_destination(existing: RunDir, run: RunDir) -> None:
     if not existing.path.exists():
         return
     if existing.paths.leases.exists():
-        raise SpecError(f"{existing.path} is no copy: a process worked on the run there: fetch it elsewhere (--to)")
+        raise SpecError(f"{existing.path} is not a copy but a run of its own: fetch into another folder (--to)")
     existing.catch_up()
     last = f"{existing.log.num_files:06d}.json"  # each file is sealed to the one before
     same, there = run.paths.record / last, existing.paths.record / last
     if existing.log.num_files == 0 or not same.exists() or same.read_bytes() != there.read_bytes():
-        raise SpecError(
-            f"{existing.path} is something else than an earlier copy of this run: fetch the run elsewhere (--to)"
-        )
+        raise SpecError(f"{existing.path} is not an earlier copy of this run: fetch into another folder (--to)")
 
 
 def _replace(destination: Path, new: Path) -> None:

@@ -33,7 +33,7 @@ class Reconnection:
         now = time.monotonic()
         if self._lost_at is None:
             self._lost_at = now
-            logger.warning("%s; %s goes on; retrying for %.0f minutes", error, self._job_id, GIVE_UP_S / 60)
+            logger.warning("%s; %s keeps running; retrying for %.0f minutes", error, self._job_id, GIVE_UP_S / 60)
         elif now - self._lost_at > GIVE_UP_S:
             raise InterruptedRunError(
                 f"{error}; no answer for {GIVE_UP_S / 60:.0f} minutes: the same command follows {self._job_id} again"
@@ -99,8 +99,8 @@ def _current_job(server: JobServer, job_id: str) -> Job:
         if error.status != 404:
             raise LostConnectionError(str(error)) from None
         raise InterruptedRunError(
-            f"{server.address} has no job {job_id} any more, so the cluster was started anew: the same submit goes on "
-            "with the run, if its storage is still there"
+            f"{server.address} no longer has the job {job_id}, so the cluster was restarted: the same submit continues "
+            "the run if its storage still exists"
         ) from None
 
 
@@ -159,6 +159,6 @@ def stop(server: JobServer, run: str) -> StoppedJob:
             return StoppedJob(job, was_running=True)
         time.sleep(LOOK_S)
     raise SpecError(
-        f"{job.id} is still {job.state} after {STOPPED_WITHIN_S:.0f} s: look with 'mnist-ray status {run}', and stop "
+        f"{job.id} is still {job.state} after {STOPPED_WITHIN_S:.0f} s: look with 'mnist-ray status {run}', then stop "
         "the run again"
     )

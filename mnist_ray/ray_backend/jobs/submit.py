@@ -45,7 +45,7 @@ def submit(server: JobServer, spec: JobSpec) -> Job:
             latest = latest_job(server, spec.name)
             if latest is not None and not latest.has_ended:
                 _check_same_spec(latest, spec)
-                logger.info("%s is %s on %s already: followed", latest.id, latest.state, server.address)
+                logger.info("%s is already %s on %s; following it", latest.id, latest.state, server.address)
                 return latest
             job_id = job_id_of(spec.name, latest.number + 1 if latest else 1)
             try:
@@ -76,7 +76,7 @@ def _spec_sha256(spec: JobSpec) -> str:
 def _check_same_spec(job: Job, spec: JobSpec) -> None:
     if job.spec_sha256 != _spec_sha256(spec):
         raise SpecError(
-            f"name {spec.name}: {job.id} is {job.state} with another spec: end that job with "
+            f"name {spec.name}: {job.id} is {job.state} with another spec: stop that job with "
             f"'mnist-ray stop {spec.name}', or give this run another name (--name)"
         )
 

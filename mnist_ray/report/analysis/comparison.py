@@ -23,7 +23,7 @@ class Comparison:
     """A run against the first one."""
 
     run: str
-    inputs: list[str]  # what differs, a line each
+    inputs: dict[str, tuple[object, object]]  # what differs: the first run's value and this one's, by a name for people
     judgement: Judgement | None  # of this run's selected configuration against the first's; None if not compared
     sentence: str
 
@@ -46,7 +46,8 @@ def comparison_text(runs: Sequence[RunDir], comparisons: Sequence[Comparison]) -
     lines = [_outcome(run) for run in runs]
     for comparison in comparisons:
         lines += ["", f"{comparison.run} against {runs[0].path.name}:"]
-        lines += [f"  {line}" for line in comparison.inputs] or ["  the same spec, data, code and versions"]
+        changes = [f"  {name}: {before} -> {after}" for name, (before, after) in comparison.inputs.items()]
+        lines += changes or ["  the same spec, data, code and versions"]
         lines.append(f"  outcome: {comparison.sentence}")
     return "\n".join(lines)
 
@@ -66,8 +67,8 @@ def _outcome(run: RunDir) -> str:
 
 def _compared(first: RunDir, other: RunDir) -> Comparison:
     before, after = _inputs(first.state), _inputs(other.state)
-    changed = [key for key in before | after if before.get(key) != after.get(key)]
-    inputs = [f"{key}: {before.get(key)} -> {after.get(key)}" for key in changed]
+    names = [name for name in before | after if before.get(name) != after.get(name)]
+    inputs = {name: (before.get(name), after.get(name)) for name in names}
     judged = _judged(first, other)
     if isinstance(judged, str):
         return Comparison(other.path.name, inputs, None, f"not compared: {judged}")

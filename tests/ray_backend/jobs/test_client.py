@@ -100,7 +100,7 @@ def test_environment_is_the_default_address(
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", dashboard.address)
     assert main(["status"]) == 0
-    assert f"no jobs of this project on {dashboard.address}" in capsys.readouterr().out
+    assert f"no mnist_ray jobs on {dashboard.address}" in capsys.readouterr().out
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")
     assert main(["status", "--address", f"{dashboard.address}/"]) == 0
     monkeypatch.delenv("RAY_ADDRESS")
@@ -114,16 +114,18 @@ def test_other_servers_are_refused(dashboard: Dashboard) -> None:
     assert "nothing answers there (Name or service not known" in connection_error("http://nobody.invalid:8265")
     for answer in (None, b"<html>", ["another"], {"version": "4"}):
         dashboard.answers["/api/version"] = answer
-        assert "the server there is no Ray dashboard" in connection_error(dashboard.address)
+        assert "the server there is not a Ray dashboard" in connection_error(dashboard.address)
 
 
 def test_silent_server_times_out(dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "FIRST_ANSWER_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        assert "gives no answer within 0.5 s" in connection_error(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        assert "does not answer within 0.5 s" in connection_error(f"http://127.0.0.1:{silent.getsockname()[1]}")
     with socket.create_server(("127.0.0.1", 0)) as rude:
         threading.Thread(target=lambda: rude.accept()[0].close(), daemon=True).start()
-        assert "the server there is no Ray dashboard" in connection_error(f"http://127.0.0.1:{rude.getsockname()[1]}")
+        assert "the server there is not a Ray dashboard" in connection_error(
+            f"http://127.0.0.1:{rude.getsockname()[1]}"
+        )
 
 
 @pytest.mark.usefixtures("without_token")
@@ -148,7 +150,7 @@ def test_ray_has_the_overridden_methods() -> None:
     [
         ("/api/version", {"ray_version": "2.59.1"}, f"the cluster has Ray 2.59.1 (here {ray.__version__}): install"),
         ("/api/v0/cluster_metadata", {"data": {"pythonVersion": "3.9.1"}}, "the cluster has Python 3.9 (here 3."),
-        ("/api/v0/nodes", {"data": {"result": {"result": []}}}, "the cluster has no CPUs for work"),
+        ("/api/v0/nodes", {"data": {"result": {"result": []}}}, "the cluster has no CPUs for trainings"),
     ],
 )
 def test_unfit_cluster_is_refused(
@@ -249,7 +251,7 @@ def test_missing_job_ends_following(
     )
     monkeypatch.setattr("time.sleep", lambda _: dashboard.answers.update(next(changes)))
     dashboard.answers["/api/jobs/mnist-ray-x"] = details()
-    with pytest.raises(InterruptedRunError, match="the cluster was started anew: the same submit goes on"):
+    with pytest.raises(InterruptedRunError, match="the cluster was restarted: the same submit continues"):
         follow(connect(dashboard.address), "mnist-ray-x", written.append)
     assert written == ["one\n"]
     lost, found = caplog.messages
@@ -287,7 +289,7 @@ def test_lost_connection_is_retried(monkeypatch: pytest.MonkeyPatch, caplog: pyt
     assert pauses[:7] == [1, 2, 4, 8, 16, 30, 30]
     assert 3600 <= clock[0] < 3700
     (message,) = caplog.messages
-    assert message == "no answer; mnist-ray-x goes on; retrying for 60 minutes"
+    assert message == "no answer; mnist-ray-x keeps running; retrying for 60 minutes"
 
 
 @pytest.mark.parametrize(
@@ -318,7 +320,10 @@ def test_interrupted_follow_leaves_the_job(
     dashboard.answers["/api/jobs/mnist-ray-x/logs"] = {"logs": HEAD_OF_LOG}
     assert main(["logs", "x", "--follow", "--address", dashboard.address]) == 5
     message = capsys.readouterr().err
-    assert "mnist-ray-x goes on: 'mnist-ray logs x --follow' follows it again, 'mnist-ray stop x' ends it" in message
+    assert (
+        "mnist-ray-x keeps running: 'mnist-ray logs x --follow' follows it again, 'mnist-ray stop x' stops it"
+        in message
+    )
 
 
 def test_unset_mode_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,8 +334,8 @@ def test_unset_mode_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     assert f"{token} is missing" in token_fault(was_sent=False)
     token.write_text("0" * 64)
-    assert token_fault(was_sent=False).endswith("the one here is not sent: export RAY_AUTH_MODE=token")
-    assert "is not this cluster's" in token_fault(was_sent=True)
+    assert token_fault(was_sent=False).endswith("this machine has but does not send: export RAY_AUTH_MODE=token")
+    assert "is not valid for it" in token_fault(was_sent=True)
 
 
 @pytest.mark.usefixtures("without_token")
@@ -340,7 +345,7 @@ def test_proxy_that_refuses_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
     message = connection_error("http://head.invalid:8265")
-    assert "the proxy of $http_proxy" in message and "tunnel" not in message
+    assert "the proxy in $http_proxy" in message and "tunnel" not in message
 
 
 def test_variable_is_named_as_the_origin(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,7 +50,7 @@ def everything(folder: Path) -> dict[Path, bytes]:
 
 def test_later_copy_replaces_an_earlier_one(storage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert fetch(storage / "early", tmp_path) == 0
-    assert "made-up is not finished: this is the state so far" in capsys.readouterr().out
+    assert "made-up is not finished: these are the results so far" in capsys.readouterr().out
     assert events_of(tmp_path / "made-up") == events_of(storage / "early" / "made-up")
     assert fetch(storage, tmp_path) == 0
     assert "is not finished" not in capsys.readouterr().out
@@ -77,10 +77,10 @@ def test_files_of_the_user_are_kept(storage: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("there", "message"),
     [
-        ("other", "is something else than an earlier copy"),
-        ("made-up", "is something else than an earlier copy"),  # a later one
-        ("own", "is no copy: a process worked on the run there"),
-        ("notes", "is something else than an earlier copy"),
+        ("other", "is not an earlier copy"),
+        ("made-up", "is not an earlier copy"),  # a later one
+        ("own", "is not a copy but a run of its own"),
+        ("notes", "is not an earlier copy"),
     ],
 )
 def test_other_folders_are_not_replaced(

@@ -68,7 +68,7 @@ def submitted(head: Head, tmp_path_factory: pytest.TempPathFactory) -> Submitted
 def test_two_submits_share_one_job(submitted: Submitted) -> None:
     messages = sorted(each.stderr for each in submitted.first)
     assert sum("mnist-ray-small is submitted" in message for message in messages) == 1, messages
-    assert sum("already: followed" in message for message in messages) == 1, messages
+    assert sum("following it" in message for message in messages) == 1, messages
     assert submitted.first[0].stdout == submitted.first[1].stdout
     first, second = submitted.first[0].stdout.splitlines()[:2]  # without Ray's own lines
     assert (first.split(" ", 1)[1][:9], second) == ("starting:", f"results go to {submitted.run}")
@@ -77,7 +77,7 @@ def test_two_submits_share_one_job(submitted: Submitted) -> None:
 
 def test_stopped_job_exits_with_5(submitted: Submitted) -> None:
     assert [each.end() for each in submitted.first] == [5, 5]
-    assert all("was stopped: the same 'mnist-ray submit' goes on" in each.stderr for each in submitted.first)
+    assert all("was stopped: the same 'mnist-ray submit' continues" in each.stderr for each in submitted.first)
     assert submitted.stopped.end() == 0
     assert "mnist-ray-small is stopped" in submitted.stopped.stdout
     assert len(RunDir(submitted.run).state.sessions) == 2
@@ -93,7 +93,7 @@ def test_other_spec_is_refused(submitted: Submitted) -> None:
 def test_lost_connection_loses_no_line(submitted: Submitted, head: Head) -> None:
     messages = submitted.second.stderr
     assert messages.count("nothing answers there") == 1, messages
-    assert "goes on; retrying for 60 minutes" in messages
+    assert "keeps running; retrying for 60 minutes" in messages
     assert messages.count("connected again after") == 1
     logs = run(submitted.folder, head, "logs", "small")
     assert logs.end() == 0
@@ -115,7 +115,7 @@ def test_status_lists_runs(submitted: Submitted, head: Head) -> None:
 
 @pytest.mark.timeout(600)
 def test_submitted_run_equals_a_local_one(submitted: Submitted, tmp_path: Path) -> None:
-    assert f"everything lies in {submitted.run}" in submitted.second.stdout  # an absolute path
+    assert f"all files: {submitted.run}" in submitted.second.stdout  # an absolute path
     temporary = Path(f"/tmp/mrl-{os.getpid()}")
     command: list[str | Path] = [BIN / "python", "-m", "mnist_ray.cli", "run", QUICKSTART, *SMALL]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_A")}
@@ -179,17 +179,17 @@ def test_mistake_is_not_submitted(head: Head, tmp_path: Path) -> None:
     [
         (
             {"RAY_AUTH_TOKEN": "of-another-cluster-0123456789abcdef0123456789abcdef"},
-            "the one here is not this cluster's",
+            "the one on this machine is not valid for it",
         ),
         ({"RAY_AUTH_TOKEN_PATH": "/nowhere"}, "/nowhere is missing"),
-        ({"RAY_AUTH_MODE": "disabled"}, "the one here is not sent: export RAY_AUTH_MODE=token"),
+        ({"RAY_AUTH_MODE": "disabled"}, "this machine has but does not send: export RAY_AUTH_MODE=token"),
     ],
 )
 def test_token_error_names_the_fault(head: Head, tmp_path: Path, environment: dict[str, str], fault: str) -> None:
     done = run(tmp_path, head, "submit", QUICKSTART, "--name", "intruder", **environment)
     assert done.end() == 2
     assert len(done.stderr.splitlines()) == 1
-    assert f"RAY_ADDRESS={head.dashboard}: the cluster requires a token, and {fault}" in done.stderr
+    assert f"RAY_ADDRESS={head.dashboard}: the cluster requires a token, {fault}" in done.stderr
 
 
 # --- fetching ------------------------------------------------------------------------------------------------------
@@ -209,7 +209,7 @@ def test_both_ways_fetch_the_same(submitted: Submitted, head: Head, tmp_path: Pa
     fetched = run(tmp_path, head, "fetch", "small")
     assert fetched.end() == 0, fetched.stdout + fetched.stderr
     assert f"small is fetched through {head.dashboard}" in fetched.stderr
-    assert "verdict:" in fetched.stdout and f"everything lies in {tmp_path / 'results' / 'small'}" in fetched.stdout
+    assert "verdict:" in fetched.stdout and f"all files: {tmp_path / 'results' / 'small'}" in fetched.stdout
     here = content_of(tmp_path / "results" / "small")
     assert here == content_of(submitted.run)  # the record, and the files exported here from it
     assert {"record/000001.json", "results.csv", "report.html", "model/model.safetensors"} <= set(here)
@@ -221,10 +221,10 @@ def test_both_ways_fetch_the_same(submitted: Submitted, head: Head, tmp_path: Pa
     assert "fetch" not in run(tmp_path, head, "status").stdout
     own = run(tmp_path, head, "fetch", "small", *storage, "--to", submitted.run.parent)
     assert own.end() == 2
-    assert "is no copy" in own.stderr
+    assert "is not a copy" in own.stderr
     absent = run(tmp_path, head, "fetch", "absent")
     assert absent.end() == 2
-    assert "no job there names the storage of the run 'absent'" in absent.stderr and "--storage" in absent.stderr
+    assert "no job there tells the storage of the run 'absent'" in absent.stderr and "--storage" in absent.stderr
 
 
 # --- secrets, the study ---------------------------------------------------------------------------------------------

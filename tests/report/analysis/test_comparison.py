@@ -21,7 +21,7 @@ def test_first_run_is_the_reference(tmp_path: Path, first: float, second: float,
     (found,) = compare(runs)
     assert found.sentence.startswith(f"{result}: ")
     assert found.is_worse == (result == "worse")
-    assert found.inputs == ["seed: 0 -> 1"]
+    assert found.inputs == {"seed": (0, 1)}
     text = comparison_text(runs, [found])
     assert "second against first:" in text and "3 seeds each" in text
 

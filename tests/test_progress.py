@@ -1,16 +1,23 @@
-"""The progress display on terminals of two widths, without a terminal, and quiet."""
+"""The progress display on terminals of two widths, without a terminal, quiet, from Python and in a notebook."""
 
 import io
 import logging
 import re
+import sys
+from pathlib import Path
+from typing import Any
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 from rich.console import Console
 
+from mnist_ray import LocalBackend, run_job
 from mnist_ray.callbacks import TrainingInfo, TrainingOutcome
-from mnist_ray.cli.progress import ProgressDisplay
 from mnist_ray.config import TrainingConfig
 from mnist_ray.metrics import EpochMetrics, Score
+from mnist_ray.progress import ProgressDisplay
+from tests.small_job import small_spec, use_few_images
 
 METRICS = EpochMetrics(7, 11.2, Score(0.05, 90, 100), Score(0.0432, 97, 100))
 TRIAL = TrainingInfo("trial-0003", "search", TrainingConfig(num_epochs=45), None)
@@ -72,3 +79,48 @@ def test_retrainings_are_named_by_role_and_seed() -> None:
 def test_quiet_shows_warnings_alone() -> None:
     assert shown_by(quiet=True) == ["a warning"]
     assert shown_by(quiet=True, is_terminal=False) == ["a warning"]
+
+
+def test_python_shows_progress_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default, and not at all with progress=False."""
+    use_few_images(monkeypatch)
+    errors = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", errors)
+    run_job(small_spec(tmp_path), LocalBackend())
+    shown = errors.getvalue().splitlines()
+    assert len([line for line in shown if "starting: " in line]) == 1
+    assert len([line for line in shown if " search: done in " in line]) == 1
+    errors.truncate(0)
+    run_job(small_spec(tmp_path, name="silent"), LocalBackend(), progress=False)
+    assert "done in" not in errors.getvalue()
+
+
+NOTEBOOK = """
+from mnist_ray import LocalBackend, parse_spec, run_job
+spec = parse_spec({content})
+run = run_job(spec, LocalBackend())
+"""
+
+
+def test_notebook_shows_a_handful_of_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real kernel; the saved cell has one output, which was replaced as the run went on."""
+    spec = small_spec(tmp_path, data={"name": "digits", "num_validation": 180})
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(NOTEBOOK.format(content=spec.model_dump(mode="json")))]
+    )
+    updates: list[str] = []
+
+    class Client(NotebookClient):
+        def process_message(self, msg: Any, cell: Any, cell_index: int) -> Any:
+            updates.extend([msg["msg_type"]] * (msg["msg_type"] == "update_display_data"))
+            return super().process_message(msg, cell, cell_index)
+
+    Client(notebook, kernel_name="python3", timeout=120).execute()
+    *others, output = notebook.cells[0].outputs
+    # tqdm, which Optuna imports, warns where ipywidgets is missing.
+    assert all("IProgress not found" in other["text"] for other in others) and len(others) <= 1
+    lines = output["data"]["text/plain"].splitlines()
+    stages = [line.partition(":")[0] for line in lines if " done in " in line]
+    assert stages == ["data", "search", "final", "retrain", "test"]
+    assert len(lines) < 15 and updates

@@ -12,14 +12,14 @@ from typing import TextIO
 import pytest
 
 from mnist_ray.cli.main import main
-from mnist_ray.cli.output import GuardedStream, guarded_output
 from mnist_ray.config import dump_spec
+from mnist_ray.output import GuardedStream, guarded_output
 from mnist_ray.record.rundir import RunDir
 from tests.small_job import small_spec, use_few_images
 
 Put = Callable[[str, TextIO], None]
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def full_disk() -> TextIO:
@@ -107,7 +107,7 @@ def test_help_survives_a_closed_pipe(put: Put) -> None:
 def test_closed_streams_stay_closed(tmp_path: Path, closed: str) -> None:
     """Otherwise a file of the run would get their numbers, and take in what libraries print."""
     program = (
-        "import os, sys\nfrom mnist_ray.cli.output import guarded_output\n"
+        "import os, sys\nfrom mnist_ray.output import guarded_output\n"
         f"with guarded_output(): opened = open({str(tmp_path / 'file')!r}, 'w').fileno()\n"
         "sys.exit(0 if opened > 2 else 1)"
     )
