@@ -14,7 +14,7 @@ from tests.faults.made_run import make_finished_run
 ROOT = Path(__file__).resolve().parents[1]
 SNIPPETS = {
     f"{name} {number}": snippet
-    for name in ("README.md", "docs/export.md")
+    for name in ("README.md", "docs/how-to/use-the-model-elsewhere.md")
     for number, snippet in enumerate(re.findall(r"```python\n(.*?)```", (ROOT / name).read_text("utf-8"), re.DOTALL))
 }
 
@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_each_document_has_snippets() -> None:
-    assert {name.split()[0] for name in SNIPPETS} == {"README.md", "docs/export.md"}
+    assert {name.split()[0] for name in SNIPPETS} == {"README.md", "docs/how-to/use-the-model-elsewhere.md"}
 
 
 @pytest.mark.parametrize("name", SNIPPETS)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mnist_ray import LocalBackend, RunDir, data, run_job, search_job
+from mnist_ray import LocalBackend, Run, RunDir, data, run_job, search_job
 from mnist_ray.cli.main import main
 from mnist_ray.errors import SpecError
 from mnist_ray.pipeline.export import export_model
@@ -38,7 +38,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+def finished(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     keys = {
         "data": {"name": "images", "dir": str(shapes)},
         "retrain__num_epochs": 8,
@@ -92,11 +92,13 @@ def test_prediction_names_the_class(finished: RunDir, shapes: Path, capsys: pyte
     assert any(name in capsys.readouterr().out for name in NAMES)
 
 
-def test_report_names_the_classes(finished: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_names_the_classes(finished: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(finished.path)]) == 0
     page = finished.paths.report.read_text()
     assert all(name in page for name in NAMES)
-    assert "cross" in finished.paths.model_folder.joinpath("README.md").read_text()
+    card = finished.paths.model_folder.joinpath("README.md").read_text()
+    num_parameters = sum(each.numel() for each in finished.model().parameters())
+    assert "bar, cross, dot." in card and f"{num_parameters:,} parameters" in card and "digit" not in card
 
 
 def test_exported_model_names_the_classes(finished: RunDir, tmp_path: Path) -> None:

@@ -205,9 +205,10 @@ def test_exported_model_has_the_first_seed(run: RunDir) -> None:
     first = scored_models(run.state, "selected")[0]
     assert first.seed == 0
     assert weights == run.weights(first.id)
-    model_from_bytes(weights)
+    network = model_from_bytes(weights)
     card = (run.paths.model_folder / "README.md").read_text()
     assert f"{100 * first.score.accuracy:.2f} %" in card and f"{first.score.num_correct:,} of" in card
+    assert f"{sum(each.numel() for each in network.parameters()):,} parameters" in card
 
 
 @pytest.mark.parametrize("training", [{}, {"schedule": "cosine", "ema": 0.1, "weight_decay": 0.01, "augment": 1.0}])
@@ -324,16 +325,16 @@ def luminance(colour: str) -> float:
 
 
 @pytest.mark.parametrize("num_classes", [62, 60])
-def test_many_classes_have_pairs(run: RunDir, monkeypatch: pytest.MonkeyPatch, num_classes: int) -> None:
+def test_many_classes_have_pairs(run: RunDir, num_classes: int) -> None:
     """A matrix of so many classes cannot be read."""
     names = tuple(f"class {number}" for number in range(num_classes))
-    monkeypatch.setattr("mnist_ray.report.review.class_names", lambda state: names)
     review = Review.of(run)
+    named = replace(review.started, data=replace(review.started.data, classes=names))
     found = review.predictions
     assert found is not None
     never = np.full((len(found.labels), num_classes - 10), -1e9)
     widened = replace(found, log_probabilities=np.hstack([found.log_probabilities, never]))
-    review = replace(review, predictions=widened)
+    review = replace(review, started=named, predictions=widened)
     shown = errors(review)
     assert shown is not None
     has_matrix = "confusion" in {each.id for each in illustrations.error_illustrations(review)}
