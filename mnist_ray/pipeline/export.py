@@ -30,6 +30,7 @@ ExportFormat = Literal["onnx", "torch"]
 SUFFIXES: Mapping[str, str] = {"onnx": ".onnx", "torch": ".pt2"}  # by format
 ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 ONNX_OPSET = 18  # read by onnxruntime from 1.14 on
+NUM_IMAGES = "N"  # the name of the first dimension
 METADATA_NAME = "metadata.json"  # of the extra file in a .pt2
 
 TOLERANCE = 1e-5  # of a probability
@@ -148,7 +149,9 @@ def _metadata(run: RunDir, network: MnistCNN) -> dict[str, str]:
 def traced(model: TravellingModel) -> ExportedProgram:
     """Trace the model for any number of images."""
     example = torch.zeros((2, *IMAGE_SHAPE), dtype=torch.uint8)
-    program = torch.export.export(model, (example,), dynamic_shapes={"images": {0: torch.export.Dim("N", min=0)}})
+    program = torch.export.export(
+        model, (example,), dynamic_shapes={"images": {0: torch.export.Dim(NUM_IMAGES, min=0)}}
+    )
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # it holds paths of this machine
     return program
@@ -167,6 +170,9 @@ def _write_onnx(program: ExportedProgram, metadata: Mapping[str, str]) -> bytes:
     )
     assert traced is not None
     proto = traced.model_proto
+    del proto.graph.value_info[:]  # of what lies between, under torch's name for the number of images
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = NUM_IMAGES
     onnx.helper.set_model_props(proto, dict(metadata))
     onnx.checker.check_model(proto, full_check=True)
     content: bytes = proto.SerializeToString()

@@ -56,7 +56,12 @@ def test_any_batch_is_answered_as_by_the_network(run: RunDir, exported: Path) ->
 
 def test_file_says_what_it_is(run: RunDir, exported: Path) -> None:
     if exported.suffix == ".onnx":
-        metadata = {each.key: each.value for each in onnx.load(exported).metadata_props}
+        model = onnx.load(exported)
+        metadata = {each.key: each.value for each in model.metadata_props}
+        shapes = [
+            str(value.type.tensor_type.shape.dim[0].dim_param) for value in (*model.graph.input, *model.graph.output)
+        ]
+        assert shapes == ["N", "N"]
     else:
         extra = {export.METADATA_NAME: ""}
         torch.export.load(exported, extra_files=extra)
