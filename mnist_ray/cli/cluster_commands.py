@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def add_cluster_commands(commands: Any) -> None:
     """Add the commands of this file to the parser's `commands`."""
     submit = _add(commands, "submit", _submit, "run a spec as a job on a cluster and follow it; safe to repeat")
-    submit.add_argument("spec", type=Path, help="a job spec, such as jobs/mnist.yaml")
+    submit.add_argument("spec", type=Path, help="a YAML file, or a packaged spec such as mnist (see mnist-ray specs)")
     add_overrides(submit)
     submit.add_argument("--data-dir", help="the folder of the data sets on the cluster's nodes")
     submit.add_argument(

@@ -25,7 +25,9 @@ def add_job_commands(commands: Any) -> None:
     ):
         job = add_command(commands, name, _do_job, text)
         job.set_defaults(job=name)
-        job.add_argument("spec", type=Path, help="a job spec, such as jobs/quickstart.yaml")
+        job.add_argument(
+            "spec", type=Path, help="a YAML file, or a packaged spec such as quickstart (see mnist-ray specs)"
+        )
         job.add_argument(
             "--local", action="store_true", help="train without Ray, one training after another in this process"
         )
@@ -34,7 +36,7 @@ def add_job_commands(commands: Any) -> None:
     plan = add_command(
         commands, "plan", _plan, "show what a job needs, how long it takes and what would stop it, without starting it"
     )
-    plan.add_argument("spec", type=Path, help="a job spec, such as jobs/mnist.yaml")
+    plan.add_argument("spec", type=Path, help="a YAML file, or a packaged spec such as mnist (see mnist-ray specs)")
     plan.add_argument(
         "--price-per-hour", type=float, help="the price of the whole cluster, in any currency, for the cost of the job"
     )

@@ -87,7 +87,9 @@ class _Parser(argparse.ArgumentParser):
             name, known = unknown[1], re.findall(r"[\w-]+", unknown[2])
             near = get_close_matches(name, known, n=1)
             remedy = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(known)}"
-            message = f"{name!r} is no command: {remedy}"
+            message = f"{name!r} is not a command: {remedy}"
+        elif message.startswith("unrecognized arguments: "):
+            message = f"{message}: '{self.prog} COMMAND --help' lists what a command takes"
         self.exit(SpecError.exit_code, f"{self.prog}: {shown(message)}\n")
 
 

@@ -266,6 +266,13 @@ def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"mnist_ray {__version__}\n"
 
 
+def test_unknown_option_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["run", "quickstart", "--nmae", "x"])
+    assert ended.value.code == 2
+    assert "unrecognized arguments: --nmae x: 'mnist-ray COMMAND --help'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("word", "remedy"), [("rnu", "did you mean 'run'?"), ("xyzzy", "use one of run, search")])
 def test_unknown_command_names_what_was_meant(word: str, remedy: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
