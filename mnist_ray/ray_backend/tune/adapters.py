@@ -128,3 +128,13 @@ class ControllerCallback(tune.Callback):
 
     def _reason(self, trial: Trial) -> str:
         return self._hangs.pop(task_of(trial).id, None) or last_error(errors_of(trial))
+
+
+class SilentReporter(tune.ProgressReporter):
+    """A reporter that reports nothing. Tune's own clears the output of a notebook's cell, whatever its verbosity is."""
+
+    def should_report(self, trials: list[Trial], done: bool = False) -> bool:
+        return False
+
+    def report(self, trials: list[Trial], done: bool, *sys_info: str) -> None:
+        """Do nothing; Tune calls this only where `should_report` says so."""

@@ -11,7 +11,13 @@ from mnist_ray.pipeline.search import TrialController
 from mnist_ray.ray_backend.compat import keep_credentials_from_trials, lost_processes_as_failed_trials
 from mnist_ray.ray_backend.heartbeat import TrialMonitor
 from mnist_ray.ray_backend.shared_data import SharedImages
-from mnist_ray.ray_backend.tune.adapters import ControllerCallback, ControllerScheduler, ControllerSearcher, task_of
+from mnist_ray.ray_backend.tune.adapters import (
+    ControllerCallback,
+    ControllerScheduler,
+    ControllerSearcher,
+    SilentReporter,
+    task_of,
+)
 from mnist_ray.ray_backend.tune.trial import run_task
 
 
@@ -52,6 +58,7 @@ def run_trials(
             callbacks=[callback],
             failure_config=tune.FailureConfig(max_failures=max_failures),
             verbose=0,
+            progress_reporter=SilentReporter(),
         ),
     )
     keep_credentials_from_trials()
