@@ -13,9 +13,10 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from mnist_ray.config import Hyperparameters, JobSpec, Role, Stage, Status, StepMode, TrainingConfig
-from mnist_ray.data import NUM_CLASSES
 from mnist_ray.metrics import Count, EpochMetrics, Finite, ReadScore, Seconds
 from mnist_ray.shown import LAYOUT, is_shown, shown
+
+DIGITS = tuple("0123456789")  # the classes of the data sets that are known by name
 
 RECORD_FORMAT = 5  # moves when a release can no longer go on with the runs of the one before
 
@@ -176,7 +177,7 @@ class SessionStarted(Event):
     @property
     def class_names(self) -> tuple[str, ...]:
         """The names of the classes, in the order of the network's outputs."""
-        return self.data.classes or tuple(map(str, range(NUM_CLASSES)))
+        return self.data.classes or DIGITS
 
 
 @dataclass(frozen=True, kw_only=True)
