@@ -195,8 +195,7 @@ def run_to_ask(storage: StoragePath, on_damage: Callable[[str], object]) -> RunD
     """
 
     def place(run: RunDir) -> int:
-        assert run.state.started is not None
-        name = run.state.started.spec.data.name
+        name = run.state.started.spec.data.name if run.state.started else LAST_ASKED
         return FIRST_ASKED.index(name) if name in FIRST_ASKED else len(FIRST_ASKED) + (name == LAST_ASKED)
 
     tested = [run for run in readable_runs(storage, on_damage) if run.state.tested]
