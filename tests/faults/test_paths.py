@@ -35,7 +35,7 @@ def test_hostile_names_make_nothing(tmp_path: Path, name: str, capsys: pytest.Ca
     storage = tmp_path / "deep" / "storage"
     arguments = ["run", str(tmp_path / "spec.yaml"), f"--name={name}", "--storage", str(storage), "--address", NOWHERE]
     assert main(arguments) == 2
-    assert "is not a run name" in capsys.readouterr().err
+    assert "is not a valid run name" in capsys.readouterr().err
     assert [path.name for path in tmp_path.rglob("*")] == ["spec.yaml"]
 
 

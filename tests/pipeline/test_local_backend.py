@@ -235,7 +235,7 @@ class Broken(Callback):
 
 def test_broken_callback_is_dropped(undisturbed: RunDir, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     broken, other = Broken(), Remembering()
-    run = run_job(small_spec(tmp_path), LocalBackend(), [broken, other])
+    run = run_job(small_spec(tmp_path), LocalBackend(), [broken, other], progress=False)
     assert broken.num_calls == 1
     (warning,) = [record for record in caplog.records if "callback" in record.getMessage()]
     assert warning.levelno == logging.WARNING and "Broken failed in on_epoch" in warning.getMessage()

@@ -36,7 +36,7 @@ def fetch_record(address: str | None, name: str, storage: str | None) -> str:
     storage: the folder that holds the runs; the one in the job's metadata by default. Raises SpecError, OSError.
     """
     if not RUN_NAME.fullmatch(name):
-        raise SpecError(f"RUN {name!r} is not a run name: 'mnist-ray status' lists them")
+        raise SpecError(f"RUN {name!r} is not a valid run name: 'mnist-ray status' lists them")
     if storage is not None and (folder := _reachable_folder(storage, name)):
         return pack(folder)
     server = connect(address)
