@@ -226,7 +226,7 @@ def test_presence_needs_right_content(mnist_dir: Path) -> None:
         data.presence("mnist", mnist_dir)
     file.unlink()
     assert not data.is_present("mnist", mnist_dir)
-    assert data.presence("mnist", mnist_dir).startswith("not there")
+    assert data.presence("mnist", mnist_dir).startswith("missing")
     assert data.is_present("digits", mnist_dir)
 
 
