@@ -1,4 +1,4 @@
-"""Text from a record or a folder, made fit for a terminal: escape sequences and the like are taken out."""
+"""Texts made fit for a terminal: times in a unit that people use, names without escape sequences and the like."""
 
 import unicodedata
 
@@ -19,3 +19,10 @@ def shown(text: str, kept: str = "\n\t") -> str:
         "\N{REPLACEMENT CHARACTER}" if letter not in kept and unicodedata.category(letter) in UNSHOWN else letter
         for letter in text
     )
+
+
+def duration(seconds: float) -> str:
+    """Return a time in the unit that people would use: 41 s, 12 min, 3.4 h."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

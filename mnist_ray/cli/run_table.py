@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 
 from mnist_ray.record.listing import ListedRun
-from mnist_ray.shown import shown
+from mnist_ray.shown import duration, shown
 
 GAP = "  "
 OUTCOME = "outcome"
@@ -73,13 +73,6 @@ def _difference(run: ListedRun) -> str:
     is_loss = run.decided_by == "test_loss"
     text = f"{run.difference:+.4f} loss" if is_loss else f"{100 * run.difference:+.2f} points"
     return text.replace("-", "−")
-
-
-def duration(seconds: float) -> str:
-    """Return a time in the unit that people would use: 41 s, 12 min, 3.4 h."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _widths(names: Sequence[str], rows: Sequence[dict[str, str]]) -> dict[str, int]:

@@ -16,6 +16,7 @@ from mnist_ray.pipeline.early_stopping import rungs
 from mnist_ray.record.disk_use import bytes_needed
 from mnist_ray.record.rundir import RunDir, readable_runs
 from mnist_ray.record.timing import start_up_s
+from mnist_ray.shown import duration
 from mnist_ray.statistics import FEWEST_SEEDS, Spread, expected_half_width
 from mnist_ray.storage.disk_space import check_space
 from mnist_ray.storage.files import StoragePath, read, storage_path
@@ -86,19 +87,9 @@ class Plan:
 
 
 def _estimate_line(estimate: Estimate, about: str) -> str:
-    expected, most = (_duration(seconds) for seconds in (estimate.expected_s, estimate.at_most_s))
+    expected, most = (duration(seconds) for seconds in (estimate.expected_s, estimate.at_most_s))
     text = expected if expected == most else f"{expected}, at most {most}"
     return f"{'time, ' + estimate.stage:<22} {about}{text}"
-
-
-def _duration(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 120
-        else f"{seconds / 60:.0f} min"
-        if seconds < 7200
-        else f"{seconds / 3600:.1f} h"
-    )
 
 
 def plan(spec: JobSpec, capacity: Capacity, upload_bytes: int | None = None) -> Plan:

@@ -108,6 +108,39 @@ def test_environment_is_the_default_address(
     assert "--address is missing" in capsys.readouterr().err
 
 
+def test_status_can_be_a_document(dashboard: Dashboard, capsys: pytest.CaptureFixture[str]) -> None:
+    """One run that failed by our own exit code; the jobs of others are left out."""
+    failed = {
+        "type": "SUBMISSION",
+        "submission_id": "mnist-ray-small@2",
+        "status": "FAILED",
+        "entrypoint": "python jobs/run_once.py",
+        "start_time": 1000,
+        "end_time": 60_000,
+        "driver_exit_code": 3,
+        "metadata": {"mnist_ray_storage": "/mnt/runs", "mnist_ray_version": "0.1.0"},
+    }
+    dashboard.answers["/api/jobs/"] = [failed, failed | {"submission_id": "raysubmit_1"}]
+    dashboard.answers["/api/jobs/mnist-ray-small@2/logs"] = {
+        "logs": "12:00:00 search: 3 of 10 trials were done before\n"
+    }
+    assert main(["status", "--json", "--address", dashboard.address]) == 0
+    found = json.loads(capsys.readouterr().out)
+    job = {
+        "run": "small",
+        "job": "mnist-ray-small@2",
+        "state": "failed",
+        "since": "1970-01-01T00:01:00+00:00",
+        "exit_code": 3,
+        "failure": "exit code 3",
+        "storage": "/mnt/runs",
+        "version": "0.1.0",
+    }
+    assert found == {"schema_version": 1, "jobs": [job]}
+    assert main(["status", "small", "--json", "--address", dashboard.address]) == 0
+    assert json.loads(capsys.readouterr().out)["jobs"] == [job | {"progress": "search, 3 of 10 trials"}]
+
+
 def test_other_servers_are_refused(dashboard: Dashboard) -> None:
     (port,) = free_ports(1)
     assert "nothing answers there (Connection refused)" in connection_error(f"http://127.0.0.1:{port}")
