@@ -21,6 +21,7 @@ class TrainingInfo:
     stage: Stage
     config: TrainingConfig
     role: Role | None = None  # of a retraining
+    label: str = ""  # for people, such as "recipe, seed 1 of 2"; of a trial its id
 
 
 @dataclass(frozen=True)

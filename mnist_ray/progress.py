@@ -77,7 +77,7 @@ class ProgressDisplay(Callback):
             self._surface.advance()
             num_epochs = training.config.num_epochs
             text = (
-                f"{training.role}, seed {training.config.seed}: epoch {metrics.epoch} of {num_epochs} "
+                f"{training.label or training.id}: epoch {metrics.epoch} of {num_epochs} "
                 f"train_loss {metrics.train.loss:.4f} {metrics.elapsed_s:.1f} s"
             )
             if metrics.epoch == num_epochs:
@@ -88,7 +88,8 @@ class ProgressDisplay(Callback):
             objective = metrics.objective(self._objective)
             best = self._best_so_far()
             self._surface.show(
-                self._stage, f"{training.id} epoch {metrics.epoch} {self._objective} {objective:.4f}{best}"
+                self._stage,
+                f"{training.label or training.id} epoch {metrics.epoch} {self._objective} {objective:.4f}{best}",
             )
 
     def on_training_end(self, training: TrainingInfo, outcome: TrainingOutcome) -> None:
@@ -101,7 +102,7 @@ class ProgressDisplay(Callback):
                 self._best = (score, training.id)
         self._surface.advance()
         self._surface.print_training(
-            f"{self._stage}: {training.id} {outcome.status} after {outcome.epochs_done} epochs"
+            f"{self._stage}: {training.label or training.id} {outcome.status} after {outcome.epochs_done} epochs"
             + (f" {self._objective} {score:.4f}" if score is not None else "")
             + (f" ({outcome.reason})" if outcome.reason else "")
             + (self._best_so_far() if training.stage == "search" else "")

@@ -21,7 +21,8 @@ from tests.small_job import small_spec, use_few_images
 
 METRICS = EpochMetrics(7, 11.2, Score(0.05, 90, 100), Score(0.0432, 97, 100))
 TRIAL = TrainingInfo("trial-0003", "search", TrainingConfig(num_epochs=45), None)
-CHOICE = TrainingInfo("retrain-trial-0003-seed-2", "retrain", TrainingConfig(num_epochs=45, seed=2), "selected")
+CONFIG = TrainingConfig(num_epochs=45, seed=2)
+CHOICE = TrainingInfo("retrain-trial-0003-seed-2", "retrain", CONFIG, "selected", "selected, seed 3 of 5")
 
 
 def shown_by(quiet: bool = False, width: int = 80, is_terminal: bool = True) -> list[str]:
@@ -73,7 +74,7 @@ def test_first_seconds_have_a_word() -> None:
 
 
 def test_retrainings_are_named_by_role_and_seed() -> None:
-    assert any("selected, seed 2: epoch 7 of 45" in line for line in shown_by(width=120))
+    assert any("selected, seed 3 of 5: epoch 7 of 45" in line for line in shown_by(width=120))
 
 
 def test_quiet_shows_warnings_alone() -> None:

@@ -40,7 +40,15 @@ from mnist_ray.record.events import (
     TrainingCreated,
     TrainingEnded,
 )
-from mnist_ray.record.selection import RECIPE, Selection, final_trainings, finalist_trainings, ranked, select
+from mnist_ray.record.selection import (
+    RECIPE,
+    Selection,
+    final_trainings,
+    finalist_trainings,
+    ranked,
+    seed_of_final,
+    select,
+)
 from mnist_ray.record.state import RunState, Training
 from mnist_ray.record.writer import RunWriter
 from mnist_ray.storage.files import sha256
@@ -174,13 +182,25 @@ class Stages:
             return
         training = self._state.training(event.id)
         assert training is not None, event.id
-        info = TrainingInfo(training.id, training.stage, training.config, self._roles.get(training.id))
+        role = self._roles.get(training.id)
+        info = TrainingInfo(training.id, training.stage, training.config, role, self._label(training))
         if isinstance(event, EpochReported):
             self._callbacks.on_epoch(info, event.metrics)
         else:
             last = training.history[-1] if training.history else None
             outcome = TrainingOutcome(event.status, event.reason, training.epochs_done, last)
             self._callbacks.on_training_end(info, outcome)
+
+    def _label(self, training: Training) -> str:
+        """Name a training for people."""
+        spec, seed = self._spec, training.config.seed
+        if training.stage == "final" and spec.final:
+            seeds = [seed_of_final(spec.seed, number) for number in range(spec.final.seeds)]
+            return f"{training.of}, seed {seeds.index(seed) + 1} of {len(seeds)}"
+        if training.stage == "retrain" and spec.retrain and seed in spec.retrain.seeds:
+            number = spec.retrain.seeds.index(seed) + 1
+            return f"{self._roles.get(training.id)}, seed {number} of {len(spec.retrain.seeds)}"
+        return training.id
 
     def record_start(self, backend: Backend, connection: Connection) -> None:
         """Record what this session runs with."""

@@ -240,6 +240,8 @@ def test_broken_callback_is_dropped(undisturbed: RunDir, tmp_path: Path, caplog:
     (warning,) = [record for record in caplog.records if "callback" in record.getMessage()]
     assert warning.levelno == logging.WARNING and "Broken failed in on_epoch" in warning.getMessage()
     assert essence(run.path) == essence(undisturbed.path)
+    labels = {training.label for training, _ in other.epochs}
+    assert {"trial-0000", "recipe, seed 1 of 1", "selected, seed 1 of 1", "baseline, seed 1 of 1"} <= labels
     assert len(other.epochs) == sum(training.epochs_done for stage in STAGES for training in run.state.trainings(stage))
 
 
