@@ -44,6 +44,8 @@ from tests.trackers.servers import (
     wait_for,
 )
 
+pytestmark = pytest.mark.timeout(900)  # three servers start, which takes minutes on a machine that is busy otherwise
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _small_jobs() -> Iterator[None]:
