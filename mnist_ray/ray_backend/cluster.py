@@ -26,6 +26,7 @@ from mnist_ray.ray_backend.compat import (
     folder_options,
     loopback_only,
     needed_services_only,
+    read_token_again,
     service_addresses,
     session_folders,
     temporary_folder_of,
@@ -55,6 +56,8 @@ def connected(address: str | None, temporary_folder: Path | None, verbose: bool)
         os.environ.setdefault(name, value)
     import ray
 
+    if not ray.is_initialized():
+        read_token_again()
     level = logging.INFO if verbose else logging.ERROR
     logging.getLogger("ray").setLevel(level)
     options: dict[str, Any] = {"log_to_driver": verbose, "logging_level": level}

@@ -123,6 +123,18 @@ def ask_head(address: str, seconds: float) -> HeadAnswer:
     return HeadAnswer.REFUSED if answer is grpc.StatusCode.UNAUTHENTICATED else HeadAnswer.OTHER
 
 
+def read_token_again() -> None:
+    """Forget the token, and the mode, that this process has read for an earlier cluster.
+
+    Ray reads both once a process, so a notebook or a program that joins a second cluster sends the first one's token.
+    The order is that of ray._private.authentication_test_utils: the loader asks the configuration for the mode.
+    """
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # compiled
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
 def address_of_started_cluster() -> str | None:
     """Return the address of the latest cluster that `ray start` has made or joined on this machine, if it listens."""
     from ray._private.utils import read_ray_address

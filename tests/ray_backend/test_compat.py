@@ -331,3 +331,17 @@ def test_sessions_are_named_after_their_process(tmp_path: Path) -> None:
     assert re.search(r'f"session_\{date_str\}_\{os\.getpid\(\)\}"', source_of(Node.__init__))
     assert compat.temporary_folder_of(tmp_path) == tmp_path
     assert compat.temporary_folder_of(None).name == "ray"
+
+
+def test_second_cluster_gets_its_own_token() -> None:
+    program = """
+import os
+from ray._raylet import AuthenticationTokenLoader
+from mnist_ray.ray_backend.compat import read_token_again
+
+for token in ("a" * 64, "b" * 64):
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+    read_token_again()
+    assert token in str(AuthenticationTokenLoader.instance().get_token_for_http_header()), token
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -179,10 +179,10 @@ def test_mistake_is_not_submitted(head: Head, tmp_path: Path) -> None:
     [
         (
             {"RAY_AUTH_TOKEN": "of-another-cluster-0123456789abcdef0123456789abcdef"},
-            "the one on this machine is not valid for it",
+            "and the one on this machine is not valid for it",
         ),
-        ({"RAY_AUTH_TOKEN_PATH": "/nowhere"}, "/nowhere is missing"),
-        ({"RAY_AUTH_MODE": "disabled"}, "this machine has but does not send: export RAY_AUTH_MODE=token"),
+        ({"RAY_AUTH_TOKEN_PATH": "/nowhere"}, "and /nowhere is missing"),
+        ({"RAY_AUTH_MODE": "disabled"}, "which this machine has but does not send: export RAY_AUTH_MODE=token"),
     ],
 )
 def test_token_error_names_the_fault(head: Head, tmp_path: Path, environment: dict[str, str], fault: str) -> None:
