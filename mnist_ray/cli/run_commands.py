@@ -133,7 +133,7 @@ def _print_answers(
         if with_drawings:
             print(drawn(answer))
         likeness.add(answer.is_like_training_images)
-    if None in likeness:
+    if None in likeness and model.data_set != "images":  # own images are never compared
         _warn(
             f"the data set {model.data_set} is not at hand, so no picture was compared with the training images: "
             "--data-dir names its folder"

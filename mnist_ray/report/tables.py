@@ -15,6 +15,7 @@ from mnist_ray.record.rundir import RunDir
 from mnist_ray.record.selection import RECIPE, last_score, ranked
 from mnist_ray.record.state import Training
 from mnist_ray.record.tables import HISTORY_COLUMNS
+from mnist_ray.report.analysis.costs import Cost
 from mnist_ray.report.analysis.roles import RoleScores
 from mnist_ray.report.analysis.significance import wilson
 from mnist_ray.report.analysis.verdict import FORMAT
@@ -269,21 +270,35 @@ STEPS = {
 
 
 def costs(review: Review) -> Table:
-    """Return one row for each step: trainings, epochs, wall time and processor time."""
+    """Return one row for each step: trainings, epochs, wall time with its parts, and processor time."""
     return Table(
-        ["step", "trainings", "epochs", "wall time", "CPU time", "GPU time"],
+        ["step", "trainings", "epochs", "wall time", *PARTS_OF_WALL_TIME, "CPU time", "GPU time"],
         [
             [
                 STEPS[each.step],
                 f"{each.num_trainings:,}" if each.num_trainings else "",
                 f"{each.num_epochs:,}" if each.num_epochs else "",
                 "not over yet" if each.wall_s is None else duration(each.wall_s),
+                *_parts_of_wall_time(review, each),
                 duration(each.cpu_s) if each.cpu_s else "",
                 duration(each.gpu_s) if each.gpu_s else "",
             ]
             for each in review.costs
         ],
     )
+
+
+PARTS_OF_WALL_TIME = {"starting": "start_up_s", "computing": "computing_s", "waiting": "waiting_s"}
+
+
+def _parts_of_wall_time(review: Review, cost: Cost) -> list[str]:
+    """Divide a step's wall time as the time of its trainings is divided; queued ones take none of it."""
+    ids = {training.id for training in review.trainings() if training.stage == cost.step}
+    times = [each for each in review.times() if each.training_id in ids]
+    sums = [sum(getattr(each, part) for each in times) for part in PARTS_OF_WALL_TIME.values()]
+    if cost.wall_s is None or not sum(sums):
+        return ["" for _ in sums]
+    return [duration(cost.wall_s * part / sum(sums)) for part in sums]
 
 
 def time_text(review: Review) -> str:

@@ -89,7 +89,9 @@ def test_folder_may_move(finished: RunDir, shapes: Path, tmp_path: Path) -> None
 def test_prediction_names_the_class(finished: RunDir, shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
     picture = next((shapes / "train" / "cross").glob("*.png"))
     assert main(["predict", str(picture), "--run", str(finished.path)]) == 0
-    assert any(name in capsys.readouterr().out for name in NAMES)
+    answer = capsys.readouterr()
+    assert any(name in answer.out for name in NAMES)
+    assert "--data-dir" not in answer.err  # nothing is missing
 
 
 def test_report_names_the_classes(finished: Run, capsys: pytest.CaptureFixture[str]) -> None:

@@ -381,3 +381,18 @@ def test_first_seed_is_the_model_to_use(run: RunDir) -> None:
     assert list(terms) == ["Selected configuration", "Recipe", "Baseline", "Model to use", "Cost of tuning"]
     assert "seed 0, the first of the spec's seeds. It was not picked by its score" in terms["Model to use"]
     assert "seeds 0, 1 and 2" in terms["Baseline"]
+
+
+def test_wall_time_is_divided_by_stage(run: RunDir) -> None:
+    table = tables.costs(Review.of(run))
+    seconds = {"s": 1.0, "min": 60.0, "h": 3600.0}
+
+    def seconds_of(text: str) -> float:
+        number, unit = text.split()
+        return float(number.replace(",", "")) * seconds[unit]
+
+    rows = {row[0]: dict(zip(table.headings, row, strict=True)) for row in table.rows}
+    for step in ("search", "final round", "retraining"):
+        parts = [seconds_of(rows[step][part]) for part in ("starting", "computing", "waiting")]
+        assert sum(parts) == pytest.approx(seconds_of(rows[step]["wall time"]), rel=0.05, abs=0.2)
+    assert rows["test"]["computing"] == ""

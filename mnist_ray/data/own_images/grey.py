@@ -25,7 +25,7 @@ def in_network_form(image: Image.Image) -> npt.NDArray[np.uint8]:
     """
     grey = _grey(ImageOps.exif_transpose(image))
     if grey.size == (SIDE, SIDE):
-        return np.asarray(grey)
+        return np.array(grey)  # a copy, because Pillow's own pixels cannot be written to, of which torch warns
     scale = SIDE / max(grey.size)
     width, height = (max(1, round(side * scale)) for side in grey.size)
     pixels = np.asarray(grey.resize((width, height), Image.Resampling.BILINEAR))
