@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from ray.cluster_utils import Cluster
 
+from mnist_ray.ray_backend.compat import read_token_again
 from tests.ray_head import BIN
 
 
@@ -73,6 +74,7 @@ def real_nodes(count: int) -> Iterator[Nodes]:
     (folder / "ray").mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+        read_token_again()  # another file may have joined a cluster in this process
         patch.setenv("RAY_TMPDIR", str(folder))  # where Ray notes the latest cluster, which is nobody else's business
         nodes = Nodes(folder, count)
         try:
