@@ -2,7 +2,6 @@
 
 import argparse
 import errno
-import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -111,7 +110,7 @@ def _predict(arguments: argparse.Namespace) -> int:
     answered = list(zip(arguments.images, answers, strict=True))
     if arguments.json:
         images = [columns(path, answer, model.class_names) for path, answer in answered]
-        print(json.dumps({"model": model.columns(), "images": images}, indent=2))
+        print_document(model=model.columns(), images=images)
     else:
         print(shown(f"Answers of {model}:"), file=sys.stderr)
         _print_answers(answered, model, arguments.show)

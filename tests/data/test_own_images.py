@@ -274,6 +274,22 @@ def test_first_bad_files_are_named(tmp_path: Path) -> None:
         find_own_images(folder).load()
 
 
+def test_bad_files_of_all_parts_are_counted(tmp_path: Path) -> None:
+    folder = a_folder(tmp_path)
+    in_class_folders(folder, "test", data.LabelledImages(np.zeros((2, 1, 28, 28), np.uint8), np.array([0, 1])))
+    for part in ("train", "test"):
+        (folder / part / "0" / "bad.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"2 of its files cannot be used(.|\n)*test/0/bad.png(.|\n)*train/0/bad.png"):
+        find_own_images(folder).load()
+
+
+def test_labels_may_be_large(tmp_path: Path) -> None:
+    labels = np.array([0, 2**31 - 1] * 4, dtype=np.int32)
+    np.savez(tmp_path / "large.npz", x_train=np.zeros((8, 28, 28), np.uint8), y_train=labels)
+    description = find_own_images(tmp_path).description
+    assert "in 2 classes; no image has the labels 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 ..., which are dropped" in description
+
+
 def test_changes_of_files_are_counted(tmp_path: Path) -> None:
     folder = a_folder(tmp_path)
     before = find_own_images(folder).load().files

@@ -83,11 +83,10 @@ class ClassFolders:
     def files(self) -> Sequence[Path]:
         return [path for paths in self.images.values() for path in paths]
 
-    def read(self, part: PartName, on_read: Callable[[], object]) -> npt.NDArray[np.uint8]:
+    def read(self, part: PartName, on_read: Callable[[], object], bad: BadFiles) -> npt.NDArray[np.uint8]:
         """Read a part's images with a thread for each processor: decoders work outside of Python's lock."""
         paths = self.images[part]
         images = np.empty((len(paths), 1, *IMAGE_SHAPE), dtype=np.uint8)
-        bad = BadFiles({})
 
         def read_one(number: int) -> None:
             path = paths[number]
@@ -102,7 +101,6 @@ class ClassFolders:
         with ThreadPoolExecutor(os.cpu_count()) as threads:
             for first in range(0, len(paths), NUM_TOGETHER):
                 list(threads.map(read_one, range(first, min(first + NUM_TOGETHER, len(paths)))))
-        bad.raise_if_any(self.folder)
         return images
 
 

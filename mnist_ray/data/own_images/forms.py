@@ -55,8 +55,8 @@ class Form(Protocol):
     def files(self) -> Sequence[Path]:
         """The files that the images come from."""
 
-    def read(self, part: PartName, on_read: Callable[[], object]) -> npt.NDArray[np.uint8]:
+    def read(self, part: PartName, on_read: Callable[[], object], bad: BadFiles) -> npt.NDArray[np.uint8]:
         """Read a part's images in the order of its labels -> (N, 1, 28, 28). Raises DataError.
 
-        on_read: called for each image.
+        on_read: called for each image. bad: gets the files that are no images, whose place in the array stays unset.
         """

@@ -86,7 +86,7 @@ class IdxFiles:
     def files(self) -> Sequence[Path]:
         return [path for pair in self.pairs.values() for path in (pair.images, pair.labels)]
 
-    def read(self, part: PartName, on_read: Callable[[], object]) -> npt.NDArray[np.uint8]:
+    def read(self, part: PartName, on_read: Callable[[], object], bad: BadFiles) -> npt.NDArray[np.uint8]:
         pair = self.pairs[part]
         try:
             with _opened(pair.images) as stream:

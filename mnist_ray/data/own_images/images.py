@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mnist_ray.data.labelled_images import LabelledImages, content_sha256
-from mnist_ray.data.own_images.forms import Form, Label, OnRead, PartName
+from mnist_ray.data.own_images.forms import BadFiles, Form, Label, OnRead, PartName
 from mnist_ray.data.split import stratified_split
 from mnist_ray.errors import DataError
 from mnist_ray.shown import shown
@@ -101,7 +101,8 @@ class OwnImages:
         if not all(isinstance(label, int) for label in self.form.labels["train"][:1]):
             return ""
         used = {int(label) for label in self.classes}
-        unused = [str(number) for number in range(min(0, *used), max(used)) if number not in used]
+        every = range(min(0, *used), max(used))  # which may be long: a label can be any number
+        unused = [str(number) for number in itertools.islice((each for each in every if each not in used), 11)]
         shown_ones = ", ".join(unused[:10]) + (" ..." if len(unused) > 10 else "")
         return f"; no image has the labels {shown_ones}, which are dropped" if unused else ""
 
@@ -117,13 +118,15 @@ class OwnImages:
         test_part, test_indices = self.test
         pieces: list[LabelledImages] = []
         test_sha256 = ""
+        bad = BadFiles({})
         for part, numbers in self.numbers.items():
-            images = self.form.read(part, count)
+            images = self.form.read(part, count, bad)
             if part == test_part:
                 test_sha256 = content_sha256(self._labelled(images, numbers, test_indices))
             if part in self.training:
                 pieces.append(self._labelled(images, numbers, self.training[part]))
             del images
+        bad.raise_if_any(self.folder)
         validation = None
         if "val" in self.training:
             first = len(self.training["train"])
@@ -137,7 +140,10 @@ class OwnImages:
     def load_test(self) -> LabelledImages:
         """Read the images of the test. Raises DataError."""
         part, indices = self.test
-        return self._labelled(self.form.read(part, lambda: None), self.numbers[part], indices)
+        bad = BadFiles({})
+        images = self.form.read(part, lambda: None, bad)
+        bad.raise_if_any(self.folder)
+        return self._labelled(images, self.numbers[part], indices)
 
     @staticmethod
     def _labelled(images: npt.NDArray[np.uint8], numbers: Indices, taken: Indices) -> LabelledImages:

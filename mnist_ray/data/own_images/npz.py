@@ -82,7 +82,7 @@ class NpzArchive:
     def files(self) -> Sequence[Path]:
         return [self.path]
 
-    def read(self, part: PartName, on_read: Callable[[], object]) -> npt.NDArray[np.uint8]:
+    def read(self, part: PartName, on_read: Callable[[], object], bad: BadFiles) -> npt.NDArray[np.uint8]:
         try:
             with zipfile.ZipFile(self.path) as archive, _opened(archive, self.members[part]) as stream:
                 _header(stream)
