@@ -51,7 +51,8 @@ class TrialSource(Protocol):
     def stage(self) -> Stage: ...
 
     @property
-    def has_more(self) -> bool: ...
+    def num_left(self) -> int:
+        """The number of trials that `next` has not returned."""
 
     def next(self) -> PlannedTrial | None:
         """Return the next trial; None after the last."""
@@ -71,11 +72,11 @@ class SuggestedTrials:
         self._study = SearchStudy(spec, trials)
 
     @property
-    def has_more(self) -> bool:
-        return self._study.num_suggested < self._spec.search.num_trials
+    def num_left(self) -> int:
+        return max(0, self._spec.search.num_trials - self._study.num_suggested)
 
     def next(self) -> PlannedTrial | None:
-        if not self.has_more:
+        if not self.num_left:
             return None
         number = self._study.num_suggested
         seed = seed_of_trial(self._spec.seed, number)
@@ -96,8 +97,8 @@ class PlannedFinal:
         self._plans = deque(plans)
 
     @property
-    def has_more(self) -> bool:
-        return bool(self._plans)
+    def num_left(self) -> int:
+        return len(self._plans)
 
     def next(self) -> PlannedTrial | None:
         if not self._plans:
@@ -148,6 +149,7 @@ class TrialController:
         self._interrupted = deque(training for training in recorded if training.ended is None)
         self._created: deque[tuple[int, Training]] = deque()  # with the numbers of their events, not handed out yet
         self._in_flight: set[str] = set()
+        self._has_reported = False
         self._pruned: set[str] = set()
         self._decide_again(recorded)
 
@@ -157,9 +159,10 @@ class TrialController:
         return set(self._in_flight)
 
     @property
-    def all_handed_out(self) -> bool:
-        """Whether a backend has got the last trial."""
-        return self.is_out_of_time or not (self._interrupted or self._created or self.source.has_more)
+    def is_nearly_over(self) -> bool:
+        """Whether a trial has reported, and every slot gets at most one more trial."""
+        num_left = len(self._interrupted) + len(self._created) + self.source.num_left
+        return self._has_reported and (num_left <= self.num_concurrent or self.is_out_of_time)
 
     @property
     def is_out_of_time(self) -> bool:
@@ -216,6 +219,7 @@ class TrialController:
 
         An epoch that is on record already, because it was read from a checkpoint, is not recorded again.
         """
+        self._has_reported = True
         training = self._trainings[training_id]
         if metrics not in training.history:
             reported = EpochReported(id=training_id, metrics=metrics)

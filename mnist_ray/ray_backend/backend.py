@@ -117,7 +117,7 @@ class RayConnection:
             controller.spec.max_failures,
             self.ray_state,
             self.hang_limit_s,
-            when_all_handed_out=lambda: self.prepare(next_stage),
+            when_nearly_over=lambda: self.prepare(next_stage),
         )
 
     def retrain(

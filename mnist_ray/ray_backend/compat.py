@@ -228,8 +228,10 @@ PRESTART_S = 5.0
 KEEP_PRESTARTED_S = 600
 
 
-def prestart_workers(num_processes: int, variables: Mapping[str, str], for_children: bool = False) -> None:
+def prestart_workers(num_processes: int, variables: Mapping[str, str], for_children: bool = False) -> int:
     """Have this machine's raylet start processes, which it keeps for actors whose runtime environment is the same.
+
+    Returns how many will join the cluster: all, or none where the call failed.
 
     variables: all of that environment. for_children: the actors are created by one with an environment of its own; Ray
     compares environments as texts, and writes those as C++ does. Ray's own way to start processes is a private call of
@@ -261,6 +263,8 @@ def prestart_workers(num_processes: int, variables: Mapping[str, str], for_child
             stub.PrestartWorkers(request, metadata=metadata, timeout=PRESTART_S)
         except grpc.RpcError as error:
             logger.debug("no processes were started ahead: %s", error)
+            return 0
+    return num_processes
 
 
 def num_started_workers() -> int:

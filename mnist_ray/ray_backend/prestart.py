@@ -26,9 +26,9 @@ class Prestart:
 
     def trials(self, num_trials: int) -> None:
         """Start the processes of as many trials, and that of their mailbox."""
-        self._await(num_trials + 1)
-        prestart_workers(num_trials, variables_of_trials())
-        prestart_workers(1, {})
+        num_before = num_started_workers()
+        num_new = prestart_workers(num_trials, variables_of_trials()) + prestart_workers(1, {})
+        self._num_awaited = num_before + num_new
 
     def groups(self, num_groups: int, num_workers: int) -> None:
         """Start the processes of groups of `num_workers` each: ranks, two of Ray Train's own, and a mailbox.
@@ -36,17 +36,13 @@ class Prestart:
         Ray Train has one more process for all groups.
         """
         of_controllers = variables_of_controllers()
-        num_ranks, num_controllers = num_groups * num_workers, 2 * num_groups + 1
-        self._await(num_ranks + num_controllers + num_groups)
-        prestart_workers(num_controllers, of_controllers)
-        prestart_workers(num_groups, {})
-        prestart_workers(num_ranks, of_controllers | VARIABLES_OF_RANKS, for_children=True)
+        num_before = num_started_workers()
+        num_new = prestart_workers(2 * num_groups + 1, of_controllers) + prestart_workers(num_groups, {})
+        num_new += prestart_workers(num_groups * num_workers, of_controllers | VARIABLES_OF_RANKS, for_children=True)
+        self._num_awaited = num_before + num_new
 
     def wait(self) -> None:
         """Wait until the processes have joined the cluster: Ray would start more beside those that it is starting."""
         give_up_at = time.monotonic() + LONGEST_WAIT_S
         while num_started_workers() < self._num_awaited and time.monotonic() < give_up_at:
             time.sleep(0.05)
-
-    def _await(self, num_processes: int) -> None:
-        self._num_awaited = num_started_workers() + num_processes

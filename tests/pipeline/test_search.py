@@ -128,6 +128,21 @@ def test_checkpoints_outlive_an_unpublished_end(writer: RunWriter) -> None:
     assert not checkpoint.exists()
 
 
+def test_stage_is_nearly_over_once_no_slot_gets_two_more_trials(writer: RunWriter) -> None:
+    """And only when a trial has reported: in a short stage its own first trials are still starting before that."""
+    controller = controller_of(writer, num_concurrent=2)
+    tasks, known = [], []
+    for _ in range(5):  # of six
+        tasks.append(next_task(controller))
+        known.append(controller.is_nearly_over)
+    assert known == [False] * 5
+    controller.on_epoch(tasks[0].id, epoch(1))
+    assert controller.is_nearly_over
+    busy = controller_of(writer, num_concurrent=2)  # five are interrupted, and one is new
+    busy.on_epoch(tasks[0].id, epoch(1))
+    assert not busy.is_nearly_over
+
+
 # --- ends --------------------------------------------------------------------------------------------------------
 
 

@@ -23,12 +23,11 @@ def task_of(trial: Trial) -> TrainingTask:
 
 
 class ControllerSearcher(Searcher):
-    """Hands the controller's trials to Tune, and says when no more are to come."""
+    """Hands the controller's trials to Tune."""
 
-    def __init__(self, controller: TrialController, when_all_handed_out: Callable[[], None]) -> None:
+    def __init__(self, controller: TrialController) -> None:
         super().__init__()
         self._controller = controller
-        self._when_all_handed_out: Callable[[], None] | None = when_all_handed_out
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
         return True  # the controller has them from the job spec
@@ -43,9 +42,6 @@ class ControllerSearcher(Searcher):
             task = self._controller.next_task()
         if task is WAITING:
             return None
-        if self._when_all_handed_out is not None and self._controller.all_handed_out:
-            self._when_all_handed_out()
-            self._when_all_handed_out = None
         return Searcher.FINISHED if task is None else {TASK: task}
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
@@ -83,8 +79,16 @@ class ControllerScheduler(FIFOScheduler):
 class ControllerCallback(tune.Callback):
     """Passes ends and restarts to the controller, polls it, and kills trials that hang."""
 
-    def __init__(self, controller: TrialController, settings: Search, monitor: TrialMonitor) -> None:
+    def __init__(
+        self,
+        controller: TrialController,
+        settings: Search,
+        monitor: TrialMonitor,
+        when_nearly_over: Callable[[], None],
+    ) -> None:
+        """when_nearly_over: called once, when `controller.is_nearly_over`."""
         self._controller = controller
+        self._when_nearly_over: Callable[[], None] | None = when_nearly_over
         self._settings = settings
         self._monitor = monitor
         self._trials: dict[str, Trial] = {}  # by training
@@ -108,6 +112,9 @@ class ControllerCallback(tune.Callback):
         """Poll several times a second. Raises OSError, TakenOverError, which end the search."""
         self._controller.poll()
         self._hangs |= self._monitor.kill_hanging(self._controller.in_flight)
+        if self._when_nearly_over is not None and self._controller.is_nearly_over:
+            self._when_nearly_over()
+            self._when_nearly_over = None
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self._trials[task_of(trial).id] = trial

@@ -28,23 +28,23 @@ def run_trials(
     max_failures: int,
     ray_state: Path,
     hang_limit_s: float,
-    when_all_handed_out: Callable[[], None],
+    when_nearly_over: Callable[[], None],
 ) -> None:
     """Run the controller's trials until it has none left, or its time is up.
 
     A trial that makes no progress for `hang_limit_s` is ended as if its process had died. A process is started again
-    at most `max_failures` times a trial. ray_state: the folder for Tune's files. when_all_handed_out: called when the
-    last trials are still running.
+    at most `max_failures` times a trial. ray_state: the folder for Tune's files. when_nearly_over: called once, when
+    every slot gets at most one more trial.
 
     Raises what `controller.poll` raises, and KeyboardInterrupt; trials in flight stay open on the record then.
     """
     monitor = TrialMonitor(hang_limit_s)
-    callback = ControllerCallback(controller, settings, monitor)
+    callback = ControllerCallback(controller, settings, monitor, when_nearly_over)
     trainable = tune.with_parameters(run_task, images=images, settings=settings, mailbox=monitor.mailbox)
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"cpu": settings.cpus_per_trial, "gpu": settings.gpus_per_trial}),
         tune_config=tune.TuneConfig(
-            search_alg=ControllerSearcher(controller, when_all_handed_out),
+            search_alg=ControllerSearcher(controller),
             scheduler=ControllerScheduler(controller),
             num_samples=-1,  # as many as the controller has
             max_concurrent_trials=controller.num_concurrent,

@@ -29,6 +29,7 @@ class Controller:
 
     def __init__(self, *tasks: TrainingTask | Waiting | None) -> None:
         self.in_flight: set[str] = set()
+        self.is_nearly_over = False
         self.goes_on = True
         self.failure: Exception | None = None
         self.epochs: list[EpochMetrics] = []
@@ -36,10 +37,6 @@ class Controller:
         self.restarts: list[tuple[str, str]] = []
         self.storage_failures: list[OSError] = []
         self._tasks = list(tasks)
-
-    @property
-    def all_handed_out(self) -> bool:
-        return not [task for task in self._tasks if isinstance(task, TrainingTask)]
 
     def next_task(self) -> TrainingTask | Waiting | None:
         return self._tasks.pop(0)
@@ -86,21 +83,26 @@ def result(metrics: EpochMetrics, steps: StepMode | None = "eager") -> dict[str,
     return {**metrics.columns(), "steps": steps, "done": False, "time_total_s": 3.0, "config": {}}
 
 
-def callback(controller: Controller, monitor: Monitor | None = None) -> ControllerCallback:
-    return ControllerCallback(controller, Search(), monitor or Monitor())  # type: ignore[arg-type]
+def callback(
+    controller: Controller, monitor: Monitor | None = None, when_nearly_over: Callable[[], None] = lambda: None
+) -> ControllerCallback:
+    return ControllerCallback(controller, Search(), monitor or Monitor(), when_nearly_over)  # type: ignore[arg-type]
 
 
-def searcher(controller: Controller, when_all_handed_out: Callable[[], None] = lambda: None) -> ControllerSearcher:
-    return ControllerSearcher(controller, when_all_handed_out)  # type: ignore[arg-type]
+def searcher(controller: Controller) -> ControllerSearcher:
+    return ControllerSearcher(controller)  # type: ignore[arg-type]
 
 
-def test_last_trial_is_announced_once() -> None:
+def test_end_of_a_stage_is_announced_once() -> None:
     calls: list[str] = []
-    controller = Controller(task("trial-0000"), WAITING, task("trial-0001"), None, None)
-    controller.in_flight.add("trial-0000")
-    suggest = searcher(controller, lambda: calls.append("all handed out")).suggest
-    found = [(suggest(name), list(calls)) for name in "abcde"]
-    assert [said for _, said in found] == [[], [], *[["all handed out"]] * 3]
+    controller = Controller()
+    followed = callback(controller, when_nearly_over=lambda: calls.append("nearly over"))
+    followed.on_step_end(0, [])
+    assert not calls
+    controller.is_nearly_over = True
+    for iteration in (1, 2):
+        followed.on_step_end(iteration, [])
+    assert calls == ["nearly over"]
 
 
 def test_report_keeps_every_digit() -> None:
