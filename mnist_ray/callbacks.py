@@ -44,6 +44,9 @@ class Callback:
     def on_stage_start(self, stage: StageName, total: int, done: int, unit: str) -> None:
         """Take the start of a stage: `done` of `total` units were done in earlier sessions."""
 
+    def on_earlier_end(self, training: TrainingInfo, outcome: TrainingOutcome) -> None:
+        """Take the end of a training in an earlier session; called just after its stage's `on_stage_start`."""
+
     def on_stage_end(self, stage: StageName, elapsed_s: float) -> None:
         """Take the end of a stage that did something in this session."""
 
@@ -65,6 +68,9 @@ class CallbackList(Callback):
 
     def on_stage_start(self, stage: StageName, total: int, done: int, unit: str) -> None:
         self._call("on_stage_start", stage, total, done, unit)
+
+    def on_earlier_end(self, training: TrainingInfo, outcome: TrainingOutcome) -> None:
+        self._call("on_earlier_end", training, outcome)
 
     def on_stage_end(self, stage: StageName, elapsed_s: float) -> None:
         self._call("on_stage_end", stage, elapsed_s)

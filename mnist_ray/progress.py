@@ -63,6 +63,9 @@ class ProgressDisplay(Callback):
         self._stage = stage
         self._surface.begin(stage, total, done, unit)
 
+    def on_earlier_end(self, training: TrainingInfo, outcome: TrainingOutcome) -> None:
+        self._take_score(training, outcome)
+
     def on_stage_end(self, stage: StageName, elapsed_s: float) -> None:
         self._stage = stage
         self._surface.print(f"{stage}: done in {elapsed_s:.1f} s")
@@ -95,11 +98,7 @@ class ProgressDisplay(Callback):
     def on_training_end(self, training: TrainingInfo, outcome: TrainingOutcome) -> None:
         if training.stage == "retrain":
             return
-        score = outcome.last.objective(self._objective) if outcome.last else None
-        if outcome.status == "complete" and training.stage == "search" and score is not None:
-            sign = -1 if self._objective == "val_accuracy" else 1
-            if self._best is None or sign * score < sign * self._best[0]:
-                self._best = (score, training.id)
+        score = self._take_score(training, outcome)
         self._surface.advance()
         self._surface.print_training(
             f"{self._stage}: {training.label or training.id} {outcome.status} after {outcome.epochs_done} epochs"
@@ -107,6 +106,15 @@ class ProgressDisplay(Callback):
             + (f" ({outcome.reason})" if outcome.reason else "")
             + (self._best_so_far() if training.stage == "search" else "")
         )
+
+    def _take_score(self, training: TrainingInfo, outcome: TrainingOutcome) -> float | None:
+        """Return a training's score, and remember that of the search's best complete trial."""
+        score = outcome.last.objective(self._objective) if outcome.last else None
+        if outcome.status == "complete" and training.stage == "search" and score is not None:
+            sign = -1 if self._objective == "val_accuracy" else 1
+            if self._best is None or sign * score < sign * self._best[0]:
+                self._best = (score, training.id)
+        return score
 
     def _best_so_far(self) -> str:
         return f", best so far {self._best[0]:.4f} ({self._best[1]})" if self._best else ""

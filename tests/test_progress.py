@@ -12,7 +12,7 @@ import pytest
 from nbclient import NotebookClient
 from rich.console import Console
 
-from mnist_ray import LocalBackend, run_job
+from mnist_ray import LocalBackend, run_job, search_job
 from mnist_ray.callbacks import TrainingInfo, TrainingOutcome
 from mnist_ray.config import TrainingConfig
 from mnist_ray.metrics import EpochMetrics, Score
@@ -94,6 +94,21 @@ def test_python_shows_progress_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     errors.truncate(0)
     run_job(small_spec(tmp_path, name="silent"), LocalBackend(), progress=False)
     assert "done in" not in errors.getvalue()
+
+
+def test_best_so_far_is_that_of_all_sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_few_images(monkeypatch)
+    first = small_spec(tmp_path, search__num_trials=2, recipe={"batch_size": 10})  # more steps than any other trial
+    search_job(first, LocalBackend(), progress=False)
+    output = io.StringIO()
+    with ProgressDisplay("val_loss", console=Console(file=output, soft_wrap=True)) as display:
+        more = small_spec(tmp_path, search__num_trials=3, recipe={"batch_size": 10})
+        run = search_job(more, LocalBackend(), [display], progress=False)
+    trials = [trial for trial in run.state.trainings("search") if trial.status == "complete"]
+    loss, best = min((trial.history[-1].objective("val_loss"), trial.id) for trial in trials)
+    (ended,) = [line for line in output.getvalue().splitlines() if "trial-0002 complete" in line]
+    assert best != "trial-0002", "the best trial is to be one of the first session"
+    assert ended.endswith(f", best so far {loss:.4f} ({best})")
 
 
 NOTEBOOK = """

@@ -3,14 +3,14 @@
 import logging
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
 from mnist_ray import __version__, data
 from mnist_ray.callbacks import CallbackList, StageName, TrainingInfo, TrainingOutcome
-from mnist_ray.config import Hyperparameters, JobSpec, Retrain, Role
+from mnist_ray.config import Hyperparameters, JobSpec, Retrain, Role, Stage
 from mnist_ray.data import LabelledImages
 from mnist_ray.errors import CorruptFileError, DataError, InterruptedRunError, SpecError, TrainingFailedError
 from mnist_ray.metrics import EpochMetrics
@@ -182,14 +182,22 @@ class Stages:
             return
         training = self._state.training(event.id)
         assert training is not None, event.id
-        role = self._roles.get(training.id)
-        info = TrainingInfo(training.id, training.stage, training.config, role, self._label(training))
         if isinstance(event, EpochReported):
-            self._callbacks.on_epoch(info, event.metrics)
+            self._callbacks.on_epoch(self._info(training), event.metrics)
         else:
-            last = training.history[-1] if training.history else None
-            outcome = TrainingOutcome(event.status, event.reason, training.epochs_done, last)
-            self._callbacks.on_training_end(info, outcome)
+            self._callbacks.on_training_end(self._info(training), _outcome(training, event))
+
+    def _begin_stage(self, stage: Stage, ids: Sequence[str], total: int, unit: str) -> None:
+        """Report a stage's start to the callbacks, and which of its trainings had ended before."""
+        trainings = [training for training in map(self._state.training, ids) if training is not None]
+        ended = [(training, training.ended) for training in trainings if training.ended is not None]
+        self._callbacks.on_stage_start(stage, total, len(ended), unit)
+        for training, end in ended:
+            self._callbacks.on_earlier_end(self._info(training), _outcome(training, end))
+
+    def _info(self, training: Training) -> TrainingInfo:
+        role = self._roles.get(training.id)
+        return TrainingInfo(training.id, training.stage, training.config, role, self._label(training))
 
     def _label(self, training: Training) -> str:
         """Name a training for people."""
@@ -225,7 +233,8 @@ class Stages:
         spec, state = self._spec, self._state
         if not state.search_is_open(spec):
             return
-        self._callbacks.on_stage_start("search", spec.search.num_trials, state.num_ended("search"), "trials")
+        begun = [training.id for training in state.trainings("search")]
+        self._begin_stage("search", begun, spec.search.num_trials, "trials")
         used_s = state.searched_s
         allowed_s = None if spec.max_hours is None else spec.max_hours * 3600
         left_s = None if allowed_s is None else max(allowed_s - used_s, 1.0)
@@ -262,7 +271,7 @@ class Stages:
         if not planned:
             return
         ids = tuple(plan.id for plan in planned)
-        self._callbacks.on_stage_start("final", len(ids), sum(map(state.has_ended, ids)), "trainings")
+        self._begin_stage("final", ids, len(ids), "trainings")
         self._writer.publish(FinalStarted(trainings=ids))
         with self._timed("final") as elapsed:
             new = PlannedFinal([plan for plan in planned if state.training(plan.id) is None])
@@ -459,6 +468,11 @@ def _tested_finalists(
         for name, role, values in sides
         for training in finalist_trainings(spec, name, values)
     )
+
+
+def _outcome(training: Training, end: TrainingEnded) -> TrainingOutcome:
+    last = training.history[-1] if training.history else None
+    return TrainingOutcome(end.status, end.reason, training.epochs_done, last)
 
 
 class RetrainingRecorder:
