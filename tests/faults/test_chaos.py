@@ -287,13 +287,14 @@ def test_progress_ends_the_lost_seconds() -> None:
 
 def test_table_replaces_the_marked_lines(tmp_path: Path, undisturbed: Undisturbed) -> None:
     page = tmp_path / "page.md"
-    page.write_text(f"above\n{table.BEGIN}\nold\n{table.END}\nbelow\n")
+    begin, end = table.MARKERS[2]
+    page.write_text(f"above\n{begin}\nold\n{end}\nbelow\n")
     good = judged(undisturbed.run, undisturbed)
     story = dataclasses.replace(undisturbed.story, kills=[kill_at(0, stage=stage) for stage in STAGES])
-    report = Report(1, 1, undisturbed.story, [Tried(story, good, 1, [2.0, 4.0, 9.0], 2)])
+    report = Report(1, 1, 2, undisturbed.story, [Tried(story, good, 1, [2.0, 4.0, 9.0], 2)])
     text = table.markdown(report, "`the command`", 60.0, "2026-11-22")
-    put_between(page, table.BEGIN, table.END, text)
-    assert page.read_text() == f"above\n{table.BEGIN}\n{text}\n{table.END}\nbelow\n"
+    put_between(page, begin, end, text)
+    assert page.read_text() == f"above\n{begin}\n{text}\n{end}\nbelow\n"
     assert "| search | 1 | 0 | 0 | 0 | 1 |" in text
     assert "| seconds lost by a kill: median, worst | 4.0, 9.0 |" in text
     assert "everything held" in text
@@ -304,4 +305,4 @@ def test_table_replaces_the_marked_lines(tmp_path: Path, undisturbed: Undisturbe
     assert ": NOT everything held." in table.markdown(dataclasses.replace(report, tried=[bad]), "", 60.0, "")
     page.write_text("no markers")
     with pytest.raises(ValueError, match="lacks the lines"):
-        put_between(page, table.BEGIN, table.END, text)
+        put_between(page, begin, end, text)

@@ -65,6 +65,7 @@ class Tried:
 class Report:
     seed: int
     wanted: int  # kills in each stage
+    workers: int  # of each retraining
     reference: Story
     tried: list[Tried] = field(default_factory=list)
     control: Tried | None = None  # the same with nothing left of the record
@@ -138,16 +139,20 @@ def _tried(story: Story, run: RunDir, concurrent: int, reference: Outcome | None
     )
 
 
-def bombard(workdir: Path, num_kills: int, seed: int, with_control: bool, say: Callable[[str], None]) -> Report:
+def bombard(
+    workdir: Path, num_kills: int, seed: int, workers: int, with_control: bool, say: Callable[[str], None]
+) -> Report:
     """Kill at least `num_kills` times, a quarter of them in each stage; one and two trials at a time take turns.
+
+    workers: of each retraining. With one worker both retrainings run side by side, with two one after the other.
 
     An interrupt (Ctrl-C) ends the kills, not the report.
     """
     with short_folder() as ray_dir:
-        harness = Harness(workdir, ray_dir, seed, say)
+        harness = Harness(workdir, ray_dir, seed, say, retrain=SPEC["retrain"] | {"workers": workers})
         story, reference, pace = harness.undisturbed()
         say(f"undisturbed: {story.elapsed_s:.1f} s, {pace}")
-        report = Report(seed, -(-num_kills // len(STAGES)), story)
+        report = Report(seed, -(-num_kills // len(STAGES)), workers, story)
         try:
             for number in range(1, 2 * _num_runs(num_kills) + 3):
                 quota = _missing(report)

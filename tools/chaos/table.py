@@ -10,7 +10,15 @@ from tools.chaos.loop import Report, Tried
 from tools.chaos.processes import Role
 from tools.chaos.session import STAGES
 
-BEGIN, END = "<!-- chaos:begin -->", "<!-- chaos:end -->"
+# The table's marker lines, by the workers of each retraining.
+MARKERS = {
+    2: ("<!-- chaos:begin -->", "<!-- chaos:end -->"),
+    1: ("<!-- chaos side by side:begin -->", "<!-- chaos side by side:end -->"),
+}
+RETRAININGS = {
+    2: "two retrainings on two workers each, one after the other",
+    1: "two retrainings on one worker each, side by side",
+}
 ROLES: dict[Role, str] = {"driver": "driver", "trial": "trial", "rank": "rank", "other": "other worker"}
 
 
@@ -50,7 +58,7 @@ def figures(report: Report) -> list[tuple[str, str]]:
     compared = sum(each.num_retrainings_compared for each in tried)
     lost = [seconds for each in tried for seconds in each.lost_s] or [0.0]
     return [
-        ("runs, each of 8 trials, a selection, two retrainings on two workers and the test", str(len(tried))),
+        (f"runs, each of 8 trials, a selection, {RETRAININGS[report.workers]}, and the test", str(len(tried))),
         ("the same command started again", str(sum(len(each.story.exit_codes) - 1 for each in tried))),
         ("runs that ended with exit code 0", f"{sum(_has_ended(each) for each in tried)} of {len(tried)}"),
         ("drivers that gave up by themselves", str(sum(len(each.story.gave_up) for each in tried))),
