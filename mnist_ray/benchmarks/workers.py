@@ -1,6 +1,8 @@
 """Several one-thread workers at the same global batch size, and what they spend on exchanges."""
 
+import atexit
 import multiprocessing
+import shutil
 import statistics
 import tempfile
 import time
@@ -41,7 +43,9 @@ class Team:
 
     def __init__(self, num_workers: int, data_dir: Path, kernels: Kernels = AUTO) -> None:
         context = multiprocessing.get_context("spawn")
-        meeting_point = Path(tempfile.mkdtemp(prefix="mnist-ray-"), "meeting")
+        folder = tempfile.mkdtemp(prefix="mnist-ray-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        meeting_point = Path(folder, "meeting")
         self._connections: list[Connection] = []
         for rank in range(num_workers):
             ours, theirs = context.Pipe()

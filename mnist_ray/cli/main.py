@@ -68,9 +68,19 @@ def _run(parsed: argparse.Namespace) -> int:
         return _fail(str(error), error.exit_code)
     except OSError as error:
         if error.filename is None:
+            if isinstance(error, FileNotFoundError) and _lost_its_folder():
+                return _fail("the current folder was removed: change to one that exists (cd ~)", OSERROR_EXIT_CODE)
             return _fail(str(error), OSERROR_EXIT_CODE)
         message = f"{error.filename}: {error.strerror}: solve this problem, then run the same command again to continue"
         return _fail(message, OSERROR_EXIT_CODE)
+
+
+def _lost_its_folder() -> bool:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _fail(message: str, code: int) -> int:

@@ -144,6 +144,17 @@ def test_wrong_data_file_is_refused(tmp_path: Path) -> None:
     assert str(raw) in done.stderr
 
 
+def test_removed_current_folder_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert main(["results"]) == 6
+    assert capsys.readouterr().err == "mnist-ray: the current folder was removed: change to one that exists (cd ~)\n"
+
+
 def test_unwritable_storage_is_named(tmp_path: Path) -> None:
     (tmp_path / "results").write_text("a file where a folder should be")
     done = mnist_ray("run", QUICKSTART, "--storage", tmp_path / "results")
