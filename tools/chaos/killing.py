@@ -96,7 +96,7 @@ class Killer:
     def run(self, job: Job, name: str, aims: Sequence[Aim] = (), forget: bool = False) -> Story:
         """Start the command until it ends with 0.
 
-        forget: after each driver that is killed nothing of the record is left, as if it had never been written.
+        forget: after each driver that is killed nothing of the run is left, as if it had never been written.
         """
         fire = _Fire(job, name, aims, forget, self._seed, self._hit)
         try:
@@ -221,8 +221,7 @@ class _Fire:
             self._hit(run=self.story.run, stage=aim.stage, target=target, title=victim.title, **facts)
         )
         if target == "driver" and self._forget:
-            for part in ("record", "leases"):
-                shutil.rmtree(self._run.path / part, ignore_errors=True)
+            shutil.rmtree(self._run.path, ignore_errors=True)  # a folder without a record would be refused
         self._next_aim()
 
     def _victim(self, role: Role, session: Session) -> Process | None:
