@@ -82,6 +82,7 @@ def test_loss_of_the_record_is_noticed(harness: Harness) -> None:
     """Of the record nothing is left after a driver's death: the trial that had ended runs again, which is noticed."""
     tried = harness.under_fire("control", [Aim("search", "driver", epochs=3)], 1, None, forget=True)
     assert len(tried.story.kills) == 1
+    assert tried.story.exit_codes == [-9, 0]
     assert tried.story.kills[0].ended
     assert set(tried.verdict.ran_twice) == set(tried.story.kills[0].ended)
     assert not tried.verdict.is_good

@@ -77,8 +77,14 @@ class Report:
 
     @property
     def has_held(self) -> bool:
-        is_noticed = self.control is None or not self.control.verdict.is_good
-        return is_noticed and all(tried.verdict.is_good for tried in self.tried)
+        return self._is_noticed and all(tried.verdict.is_good for tried in self.tried)
+
+    @property
+    def _is_noticed(self) -> bool:
+        """A control that did not get to its end has shown nothing."""
+        if self.control is None:
+            return True
+        return self.control.story.exit_codes[-1:] == [0] and not self.control.verdict.is_good
 
     @property
     def is_enough(self) -> bool:
