@@ -31,7 +31,14 @@ from mnist_ray.ray_backend.compat import (
     session_folders,
     temporary_folder_of,
 )
-from mnist_ray.ray_backend.services import LEAVE_S, AgentHandles, agents_of_own_raylet, leave_within, watched
+from mnist_ray.ray_backend.services import (
+    LEAVE_S,
+    ProcessHandles,
+    agents_of_own_raylet,
+    leave_within,
+    processes_of_own_raylet,
+    watched,
+)
 from mnist_ray.record.events import ProcessIdentity
 from mnist_ray.record.process import is_gone, this_process
 from mnist_ray.storage.files import write_json
@@ -64,22 +71,22 @@ def connected(address: str | None, temporary_folder: Path | None, verbose: bool)
     session = _started(temporary_folder, options) if target.is_local else _joined(target, options)
     with contextlib.suppress(OSError):  # a new local cluster writes it readable by everyone, who could then run code
         (Path.home() / ".ray" / "auth_token").chmod(0o600)
-    handles: AgentHandles | None = None
+    of_own_raylet = ProcessHandles()
     try:
         processors = [processor()] if target.is_local else _check_nodes(target)
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         capacity = Capacity(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)), tuple(sorted(set(processors))))
         agents = agents_of_own_raylet() if target.is_local else {}
-        handles = AgentHandles(agents)
+        of_own_raylet.hold(agents.values())
         with watched(service_addresses(), agents):
             yield capacity
     except InterruptedRunError as error:  # Ray's library may never come back from the services that it looks for
         leave_within(LEAVE_S, str(error))
         raise
     finally:
+        of_own_raylet.hold(processes_of_own_raylet())
         ray.shutdown()
-        if handles is not None:
-            handles.end()
+        of_own_raylet.end()
         if target.is_local:
             shutil.rmtree(session, ignore_errors=True)
 

@@ -14,7 +14,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import NoReturn
@@ -24,7 +24,7 @@ from mnist_ray.errors import InterruptedRunError
 LOOK_S = 0.1  # Ray may end this process half a second after its raylet
 SILENT_S = 60.0  # a port that does not answer, for so long: its host is gone, or more than busy
 AGAIN = "run the same command again to continue"
-AGENTS_END_S = 5.0
+END_S = 5.0  # for a process that was killed
 LEAVE_S = 20.0  # for the end of Ray's own library in this process
 AGENTS = {  # by a part of the command line, before and after it is replaced by a title
     "dashboard/agent.py": "Ray's dashboard agent",
@@ -108,35 +108,44 @@ def watched(services: Mapping[str, str], agents: Mapping[str, int] = MappingProx
 
 def agents_of_own_raylet() -> dict[str, int]:
     """Return the process ids of the agents of a raylet that this process started, by name."""
+    processes = processes_of_own_raylet()
+    return {name: pid for pid, command in processes.items() for part, name in AGENTS.items() if part in command}
+
+
+def processes_of_own_raylet() -> dict[int, str]:
+    """Return the command lines of all processes of a raylet that this process started, by process id."""
     parents, commands = {}, {}
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended
             stat = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
             parents[int(folder.name)] = int(stat[1])
             commands[int(folder.name)] = (folder / "cmdline").read_text(errors="replace").replace("\0", " ")
-    return {
-        name: pid
-        for pid, command in commands.items()
-        for part, name in AGENTS.items()
-        if part in command and parents.get(parents[pid]) == os.getpid()
-    }
+    raylets = {pid for pid, parent in parents.items() if parent == os.getpid() and "raylet" in commands[pid]}
+    return {pid: command for pid, command in commands.items() if parents[pid] in raylets}
 
 
-class AgentHandles:
-    """A raylet's agents, to be ended after Ray was shut down: by themselves they live on for a second or more."""
+class ProcessHandles:
+    """Processes that are to be gone once Ray was shut down.
 
-    def __init__(self, agents: Mapping[str, int]) -> None:
+    A raylet's agents live on for a second or more by themselves. A worker may never end.
+    """
+
+    def __init__(self) -> None:
         self._handles: list[int] = []
-        for pid in agents.values():
+
+    def hold(self, pids: Iterable[int]) -> None:
+        """Take more processes; those that have ended already are left out."""
+        for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 self._handles.append(os.pidfd_open(pid))
 
     def end(self) -> None:
-        """Kill the agents that still live, and wait until they are gone."""
+        """Kill those that still live, and wait until they are gone."""
         for handle in self._handles:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(handle, signal.SIGKILL)
-            select.select([handle], [], [], AGENTS_END_S)
+        for handle in self._handles:
+            select.select([handle], [], [], END_S)
             os.close(handle)
         self._handles = []
 

@@ -47,6 +47,36 @@ def test_failed_local_start_is_repeated() -> None:
     assert done.stderr.count("starting it again: the node timed out") == 2
 
 
+STUCK = """
+import atexit, os, select, signal, sys, time
+from pathlib import Path
+
+from mnist_ray.ray_backend.cluster import connected
+
+with connected("local", Path(sys.argv[1]), verbose=False):
+    import ray
+
+    class Actor:
+        def pid(self):
+            atexit.register(time.sleep, 60)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            return os.getpid()
+
+    actor = ray.remote(Actor).remote()
+    handle = os.pidfd_open(ray.get(actor.pid.remote()))
+    del actor  # Ray ends the process
+    time.sleep(1)
+print("gone" if select.select([handle], [], [], 0)[0] else "left behind")
+"""
+
+
+def test_stuck_worker_is_not_left_behind() -> None:
+    """A worker that cannot end by itself."""
+    with tempfile.TemporaryDirectory(prefix="mr-", dir="/tmp") as folder:  # sockets lie in it
+        done = subprocess.run([sys.executable, "-c", STUCK, folder], capture_output=True, text=True, check=True)
+    assert done.stdout == "gone\n", done.stderr
+
+
 REACHABLE = """
 import json, os, stat, subprocess, sys
 from pathlib import Path
