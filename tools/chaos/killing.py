@@ -221,6 +221,7 @@ class _Fire:
             self._hit(run=self.story.run, stage=aim.stage, target=target, title=victim.title, **facts)
         )
         if target == "driver" and self._forget:
+            session.end()  # a rank that still lives would save a checkpoint
             shutil.rmtree(self._run.path, ignore_errors=True)  # a folder without a record would be refused
         self._next_aim()
 
