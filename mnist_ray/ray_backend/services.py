@@ -118,8 +118,8 @@ def processes_of_own_raylet() -> dict[int, str]:
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended
             stat = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
-            parents[int(folder.name)] = int(stat[1])
-            commands[int(folder.name)] = (folder / "cmdline").read_text(errors="replace").replace("\0", " ")
+            command = (folder / "cmdline").read_text(errors="replace")
+            parents[int(folder.name)], commands[int(folder.name)] = int(stat[1]), command.replace("\0", " ")
     raylets = {pid for pid, parent in parents.items() if parent == os.getpid() and "raylet" in commands[pid]}
     return {pid: command for pid, command in commands.items() if parents[pid] in raylets}
 

@@ -304,6 +304,9 @@ def test_table_replaces_the_marked_lines(tmp_path: Path, undisturbed: Undisturbe
     )
     bad = dataclasses.replace(report.tried[0], verdict=dataclasses.replace(good, left_running=["trial 3"]))
     assert ": NOT everything held." in table.markdown(dataclasses.replace(report, tried=[bad]), "", 60.0, "")
+    for last_code, is_shown in ((0, True), (6, False)):  # a control that was refused has shown nothing
+        control = dataclasses.replace(bad, story=dataclasses.replace(story, exit_codes=[-9, last_code]))
+        assert dataclasses.replace(report, control=control).has_held == is_shown
     page.write_text("no markers")
     with pytest.raises(ValueError, match="lacks the lines"):
         put_between(page, begin, end, text)
