@@ -40,7 +40,8 @@ def plans(spec: JobSpec, num_epochs: int, seeds: Sequence[int]) -> Iterator[Plan
     """Yield the trainings, seed by seed, so that an unfinished study has whole seeds."""
     for seed in seeds:
         for part, values in variants(spec.starting_point).items():
-            yield Planned(part, TrainingConfig(**values.model_dump(), num_epochs=num_epochs, seed=seed))
+            config = TrainingConfig(**values.model_dump(), num_epochs=num_epochs, seed=seed)
+            yield Planned(part, config, scored_after=tuple(range(5, num_epochs, 5)))
 
 
 def variants(tuned: Hyperparameters) -> dict[str, Hyperparameters]:

@@ -7,7 +7,7 @@ judged. The test split is not read.
 import csv
 import multiprocessing
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ import torch
 
 from mnist_ray import data
 from mnist_ray.config import DataSetName, TrainingConfig
+from mnist_ray.metrics import EpochMetrics
 from mnist_ray.training.distributed import Worker
+from mnist_ray.training.evaluation import evaluate
 from mnist_ray.training.examples import Examples, TrainingData
 from mnist_ray.training.loop import DivergedError, TrainState, fit
 from mnist_ray.training.process import prepare_to_train
@@ -31,6 +33,7 @@ class Planned:
 
     part: str  # of the study: the trainings that are compared with one another
     config: TrainingConfig
+    scored_after: tuple[int, ...] = ()  # epochs, besides the last one: scoring costs more than a small epoch
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Images:
 
 
 def run_all(plans: Sequence[Planned], images: Images, table: Path, processes: int, device: str = "cpu") -> pd.DataFrame:
-    """Do the trainings that `table` does not hold yet and return its rows, one an epoch.
+    """Do the trainings that `table` does not hold yet and return its rows, one for each epoch that is scored.
 
     A training is written when it has ended, so that a study that was interrupted goes on.
     """
@@ -89,11 +92,20 @@ def _train(plan: Planned) -> list[Row]:
     state = TrainState.initial(plan.config, _data.statistics, _worker)
     same = {**_identity(plan), "device": _worker.device.type}
     rows: list[Row] = []
+    scored = {*plan.scored_after, plan.config.num_epochs}
     try:
-        rows.extend({**same, **metrics.columns()} for metrics in fit(state, _data, plan.config, _worker))
+        epochs = fit(state, replace(_data, validation=None), plan.config, _worker)
+        rows.extend({**same, **_scored(metrics, state).columns()} for metrics in epochs if metrics.epoch in scored)
     except DivergedError:
-        rows.append({**same, "epoch": len(rows) + 1, "val_loss": float("nan")})
+        rows.append({**same, "epoch": state.completed_epochs + 1, "val_loss": float("nan")})
     return rows
+
+
+def _scored(metrics: EpochMetrics, state: TrainState) -> EpochMetrics:
+    """Return the metrics of the epoch with the scores of the images held back, as a job's trainings have them."""
+    assert _data.validation is not None
+    raw = None if state.average is None else evaluate(state.model, _data.validation, _worker)
+    return replace(metrics, validation=evaluate(state.shipped_model, _data.validation, _worker), raw_validation=raw)
 
 
 def _identity(plan: Planned) -> Row:

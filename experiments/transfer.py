@@ -3,8 +3,9 @@
 Nine configurations (learning rate and batch size) are trained on 6,000 images of MNIST for 45 epochs, and judged by
 20,000 images held back (with --digits: 700 of scikit-learn's digits, and 737 held back): at a constant learning rate,
 and with a cosine over 45 and over 10 epochs. Each training also averages its weights, so that both, the raw and the
-averaged ones, are scored after every epoch. The tables give Kendall's tau between the loss after a few epochs and the
-loss at the end of 45. Writes docs/results/transfer.csv (transfer-digits.csv), and goes on where that file ends.
+averaged ones, are scored, after the epochs of the tables. The tables give Kendall's tau between the loss after a few
+epochs and the loss at the end of 45. Writes docs/results/transfer.csv (transfer-digits.csv), and goes on where that
+file ends.
 """
 
 import argparse
@@ -22,6 +23,7 @@ LEARNING_RATES = (0.001, 0.003, 0.008)
 BATCH_SIZES = (64, 128, 256)
 SEEDS = (0, 1)
 LONG, SHORT = 45, 10
+RUNGS = (1, 3, 5, 7, 9)
 EMA = 0.1
 FOLDER = Path("docs/results")
 
@@ -59,7 +61,7 @@ def plans() -> Iterator[Planned]:
                         num_epochs=num_epochs,
                         seed=seed,
                     )
-                    yield Planned(f"{schedule} over {num_epochs}", config)
+                    yield Planned(f"{schedule} over {num_epochs}", config, scored_after=(*RUNGS, SHORT))
 
 
 def is_finished(rows: pd.DataFrame) -> bool:
@@ -104,7 +106,7 @@ def rung_table(rows: pd.DataFrame) -> pd.DataFrame:
         ("cosine, averaged weights", "cosine over 10", "val_loss"),
     ):
         end = _losses(rows, part, SHORT, column)
-        found += [_compared(name, epoch, _losses(rows, part, epoch, column), end) for epoch in (1, 3, 5, 7, 9)]
+        found += [_compared(name, epoch, _losses(rows, part, epoch, column), end) for epoch in RUNGS]
     return pd.DataFrame(found).set_index("training")
 
 
