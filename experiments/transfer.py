@@ -48,9 +48,14 @@ def main() -> None:
 
 def plans() -> Iterator[Planned]:
     """Yield the trainings, seed by seed, so that an unfinished study has whole seeds."""
-    budgets: tuple[tuple[Schedule, int], ...] = (("constant", LONG), ("cosine", SHORT), ("cosine", LONG))
+    early = (*RUNGS, SHORT)
+    budgets: tuple[tuple[Schedule, int, tuple[int, ...]], ...] = (
+        ("constant", LONG, early),
+        ("cosine", SHORT, early),
+        ("cosine", LONG, ()),  # its end alone is compared
+    )
     for seed in SEEDS:
-        for schedule, num_epochs in budgets:
+        for schedule, num_epochs, scored_after in budgets:
             for learning_rate in LEARNING_RATES:
                 for batch_size in BATCH_SIZES:
                     config = TrainingConfig(
@@ -61,7 +66,7 @@ def plans() -> Iterator[Planned]:
                         num_epochs=num_epochs,
                         seed=seed,
                     )
-                    yield Planned(f"{schedule} over {num_epochs}", config, scored_after=(*RUNGS, SHORT))
+                    yield Planned(f"{schedule} over {num_epochs}", config, scored_after)
 
 
 def is_finished(rows: pd.DataFrame) -> bool:
