@@ -63,12 +63,12 @@ def is_finished(rows: pd.DataFrame) -> bool:
 
 
 def ablation_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return each variant's mean scores after its last epoch, and the loss above that of all parts."""
+    """Return each variant's mean last scores and the loss above that of all parts, lowest loss first."""
     last = rows[rows["epoch"] == rows["num_epochs"]]
     means = last.groupby("part", sort=False)[["val_loss", "val_accuracy"]].mean()
     means["loss above all parts"] = means["val_loss"] - means["val_loss"]["all parts"]
     means["seeds"] = last.groupby("part", sort=False).size()
-    return means.rename(columns={"val_loss": "loss", "val_accuracy": "accuracy"}).round(5)
+    return means.rename(columns={"val_loss": "loss", "val_accuracy": "accuracy"}).sort_values("loss").round(4)
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--table", type=Path, default=TABLE)
     arguments = parser.parse_args()
     test = data.load_test("mnist", arguments.data_dir)
-    images = torch.from_numpy(test.images).float()
+    images = torch.tensor(test.images, dtype=torch.float32)
     rows = []
     for change, (apply, strengths) in CHANGES.items():
         for strength in strengths:
